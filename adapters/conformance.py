@@ -1,0 +1,328 @@
+"""A public conformance suite: the invariants of the engine, run on any model with an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from vtprune.adapters.base import find_adapter
+from vtprune.api import pruning, report, unwrap, wrap
+from vtprune.context import Context
+from vtprune.pruner import Pruner, Reduction
+
+Inputs = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class ScatteredPruner(Pruner):
+    """Keeps a fixed, scattered set that depends on each token's place alone; for checks, not for use.
+
+    Args:
+        stages: Layers before which tokens are removed.
+    """
+
+    name: ClassVar[str] = "conformance"
+    paper: ClassVar[str] = "none"
+    year: ClassVar[int] = 2026
+    summary: ClassVar[str] = "a fixed scattered subset"
+
+    stages: tuple[int, ...] = (0,)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The given stages."""
+        return self.stages
+
+    def schedule(self, tokens: int, keep: int) -> tuple[int, ...]:
+        """Geometric steps from `tokens` down to `keep`."""
+        steps = len(self.stages)
+        return tuple(max(keep, round(tokens * (keep / tokens) ** ((step + 1) / steps))) for step in range(steps))
+
+    def reduce(self, context: Context, keep: int) -> Reduction:
+        """The tokens whose numbers hash highest."""
+        score = torch.frac(torch.sin((context.origin + 1).double() * (12.9898 + context.layer)) * 43758.5453).abs()
+        return Reduction(score.topk(keep, dim=1).indices)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was checked.
+
+    Args:
+        name: What.
+        error: Largest deviation seen, where it is a matter of numbers.
+    """
+
+    name: str
+    error: float | None = None
+
+
+def check_adapter(
+    model: nn.Module,
+    processor: Any = None,
+    *,
+    inputs: Inputs | None = None,
+    tolerance: float = 1e-4,
+    keep: float = 0.3,
+) -> list[Check]:
+    """Runs the invariants on a model: keep-all is bit-identical, pruned equals masked, cached equals recomputed.
+
+    Args:
+        model: A conditional-generation model, not wrapped; in fp32 for the default tolerance.
+        processor: The model's processor, from which prompts of different lengths are made.
+        inputs: Ready inputs of at least two rows instead, as the processor returns them, left padded.
+        tolerance: Largest absolute difference of logits allowed.
+        keep: Share of the visual tokens kept by the checks.
+
+    Returns:
+        What was checked, with the deviations seen.
+
+    Raises:
+        AssertionError: An invariant does not hold.
+        ValueError: Neither a processor nor inputs, or the model has no adapter.
+
+    Example:
+        >>> check_adapter(model, processor)  # doctest: +SKIP
+    """
+    if inputs is None:
+        if processor is None:
+            raise ValueError("check_adapter needs a processor, or inputs")
+        inputs = _sample_inputs(processor)
+    adapter = find_adapter(model)
+    device = next(model.parameters()).device
+    dtype = next(model.parameters()).dtype
+    inputs = {
+        name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
+        for name, value in inputs.items()
+        if isinstance(value, torch.Tensor)
+    }
+    depth = len(adapter.layers)
+    stages = [(0,), (min(2, depth - 1),), tuple(sorted({min(1, depth - 1), min(3, depth - 1)}))]
+    done: list[Check] = []
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            done.append(_check_keep_all(model, inputs))
+            for layers in stages:
+                for positions in ("keep", "pack"):
+                    for cached in (True, False):
+                        error = oracle_error(model, inputs, layers, positions, keep=keep, use_cache=cached)
+                        name = f"pruned equals masked: layers {layers}, positions {positions}, cache {cached}"
+                        assert error <= tolerance, f"{name}: logits differ by {error:.3g}, allowed {tolerance:.3g}"
+                        done.append(Check(name, error))
+            done.append(_check_batch_invariance(model, inputs, stages[-1], keep))
+            done.append(_check_generate(model, inputs, stages[-1], keep))
+    finally:
+        model.train(training)
+    return done
+
+
+def oracle_error(
+    model: nn.Module,
+    inputs: Inputs,
+    layers: Sequence[int],
+    positions: str,
+    *,
+    keep: float = 0.3,
+    use_cache: bool = False,
+    pruner: Pruner | None = None,
+    **forward: Any,
+) -> float:
+    """Largest difference of logits between the wrapped model and a full-length run that only masks.
+
+    In the reference every token goes through every layer, but from its stage on a removed token is masked as a key.
+    Padded positions are not compared.
+    """
+    call: Any = model
+    with pruning(model, pruner or ScatteredPruner(tuple(layers)), keep, positions=positions):  # type: ignore[arg-type]
+        pruned = call(**inputs, use_cache=use_cache, **forward).logits
+        account = report(model)
+    visual = inputs["input_ids"] == find_adapter(model).image_token_id
+    present = []
+    for stage in account.stages:
+        here = ~visual
+        for row, kept in enumerate(stage.kept):
+            here[row, kept.to(here.device)] = True
+        present.append(here)
+    full = masked_logits(model, inputs, [stage.layer for stage in account.stages], present, positions, **forward)
+    left = present[-1] if present else torch.ones_like(visual)
+    real = inputs.get("attention_mask")
+    real = torch.ones_like(visual) if real is None else real.bool()
+    worst = 0.0
+    for row in range(visual.shape[0]):
+        columns = left[row].nonzero().flatten()
+        ours = pruned[row, pruned.shape[1] - len(columns) :][real[row, columns]]
+        theirs = full[row, columns][real[row, columns]]
+        worst = max(worst, (ours.float() - theirs.float()).abs().max().item())
+    return worst
+
+
+def masked_logits(
+    model: nn.Module,
+    inputs: Inputs,
+    layers: Sequence[int],
+    present: Sequence[torch.Tensor],
+    positions: str,
+    **forward: Any,
+) -> torch.Tensor:
+    """Logits of an unwrapped full-length run in which the absent tokens are masked as keys from each layer on.
+
+    Args:
+        model: The model, not wrapped.
+        inputs: Its inputs.
+        layers: Decoder layers of the stages.
+        present: Tokens present after each stage, `(batch, length)`.
+        positions: `"pack"` gives present tokens the positions they would have without the absent ones.
+        **forward: More arguments for the forward pass.
+    """
+    adapter = find_adapter(model)
+    length = inputs["input_ids"].shape[1]
+    given = inputs.get("attention_mask")
+    real = torch.ones_like(inputs["input_ids"]).bool() if given is None else given.bool()
+    causal = torch.ones(length, length, dtype=torch.bool, device=real.device).tril()
+    diagonal = torch.eye(length, dtype=torch.bool, device=real.device)
+
+    def hook(stage: int) -> Callable[..., Any]:
+        allowed = causal & real[:, None, None, :] & present[stage][:, None, None, :] | diagonal
+        before = (~present[stage]).long().cumsum(1)
+
+        def swap(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            mask: torch.Tensor = allowed
+            if adapter.text_config._attn_implementation == "eager":
+                lowest = torch.finfo(hidden.dtype).min
+                mask = torch.zeros(allowed.shape, dtype=hidden.dtype, device=hidden.device)
+                mask = mask.masked_fill(~allowed, lowest)
+            kwargs["attention_mask"] = mask
+            if positions == "pack":
+                kwargs["position_embeddings"] = adapter.rotary(hidden, kwargs["position_ids"] - before)
+            return args, kwargs
+
+        return swap
+
+    handles = []
+    for number, layer in enumerate(adapter.layers):
+        below = [stage for stage, first in enumerate(layers) if first <= number]
+        if below:
+            handles.append(layer.register_forward_pre_hook(hook(below[-1]), with_kwargs=True))
+    call: Any = model
+    try:
+        logits: torch.Tensor = call(**inputs, use_cache=False, **forward).logits
+    finally:
+        for handle in handles:
+            handle.remove()
+    return logits
+
+
+def footprint(model: nn.Module) -> dict[str, Any]:
+    """Everything that wrapping could leave behind: hooks and attributes of all modules, attention overrides."""
+    hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
+    found: dict[str, Any] = {
+        name: (
+            sorted(module.__dict__),
+            [len(getattr(module, kind)) for kind in hooks],
+        )
+        for name, module in model.named_modules()
+    }
+    found["attention"] = dict(ALL_ATTENTION_FUNCTIONS)
+    return found
+
+
+def _check_keep_all(model: nn.Module, inputs: Inputs) -> Check:
+    call: Any = model
+    call(**inputs)  # transformers installs some hooks of its own in the first pass
+    before = footprint(model)
+    plain = call(**inputs).logits
+    with pruning(model, ScatteredPruner(), 1.0):
+        wrapped = call(**inputs).logits
+    assert torch.equal(plain, wrapped), "a budget that keeps everything changed the logits"
+    wrap(model, ScatteredPruner(), 0.3)
+    call(**inputs)
+    unwrap(model)
+    assert footprint(model) == before, "unwrap left something behind"
+    assert torch.equal(plain, call(**inputs).logits), "logits after unwrap differ from those before wrap"
+    return Check("keep-all and unwrap are bit-identical")
+
+
+def _check_batch_invariance(model: nn.Module, inputs: Inputs, layers: Sequence[int], keep: float) -> Check:
+    call: Any = model
+    with pruning(model, ScatteredPruner(tuple(layers)), keep):
+        call(**inputs)
+        together = report(model).stages[-1].images
+        for row, alone in enumerate(_rows(model, inputs)):
+            call(**alone)
+            single = report(model).stages[-1].images[0]
+            assert len(single) == len(together[row]), f"row {row}: another number of images when alone"
+            for one, other in zip(single, together[row], strict=True):
+                assert torch.equal(one, other), f"row {row} keeps other tokens alone than in the batch"
+    return Check("the kept set does not depend on batch mates")
+
+
+def _check_generate(model: nn.Module, inputs: Inputs, layers: Sequence[int], keep: float, steps: int = 4) -> Check:
+    call: Any = model
+    with pruning(model, ScatteredPruner(tuple(layers)), keep):
+        settings: dict[str, Any] = {"max_new_tokens": steps, "min_new_tokens": steps, "do_sample": False}
+        cached = call.generate(**inputs, **settings, use_cache=True)
+        fresh = call.generate(**inputs, **settings, use_cache=False)
+    length = inputs["input_ids"].shape[1]
+    assert torch.equal(cached[:, :length], inputs["input_ids"]), "generate() must return the full prompt"
+    assert torch.equal(cached, fresh), "cached decoding differs from recomputing without cache"
+    return Check("generate: full prompt returned, cached equals recomputed")
+
+
+def _rows(model: nn.Module, inputs: Inputs) -> list[dict[str, torch.Tensor]]:
+    """The inputs of each row alone, without its padding."""
+    ids = inputs["input_ids"]
+    adapter = find_adapter(model)
+    pictures = {name: value for name, value in inputs.items() if value.shape[:1] != ids.shape[:1] or value.dim() != 2}
+    images = (ids == adapter.image_token_id).sum(1).tolist()
+    layouts = adapter.layouts(**{**pictures, **_sizes(inputs)})
+    rows: list[dict[str, torch.Tensor]] = []
+    start = 0
+    for row, count in enumerate(images):
+        end = start
+        while count > 0:
+            count -= layouts[end].tokens
+            end += 1
+        real = inputs["attention_mask"][row].bool() if "attention_mask" in inputs else torch.ones_like(ids[row]).bool()
+        alone = {"input_ids": ids[row][real][None], "attention_mask": real[real].long()[None]}
+        alone["pixel_values"] = inputs["pixel_values"][start:end]
+        alone |= {name: value[start:end] for name, value in _sizes(inputs).items()}
+        rows.append(alone)
+        start = end
+    return rows
+
+
+def _sizes(inputs: Inputs) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in inputs.items() if name == "image_sizes"}
+
+
+def _sample_inputs(processor: Any) -> dict[str, torch.Tensor]:
+    """Two prompts of different length with pictures of different size."""
+    from PIL import Image
+
+    generator = torch.Generator().manual_seed(0)
+    pictures = []
+    for width, height in ((320, 240), (200, 300)):
+        pixels = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
+        pictures.append(Image.fromarray(pixels.numpy()))
+    questions = ["what is this ?", "how many are there , and what color is the circle ?"]
+    if getattr(processor, "chat_template", None):
+        texts = [
+            processor.apply_chat_template(
+                [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}],
+                add_generation_prompt=True,
+            )
+            for question in questions
+        ]
+    else:
+        texts = [f"{processor.image_token}\n{question}" for question in questions]
+    processor.tokenizer.padding_side = "left"
+    made = processor(images=pictures, text=texts, padding=True, return_tensors="pt")
+    return dict(made)

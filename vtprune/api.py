@@ -1,0 +1,131 @@
+"""The one-liner: wrap a stock model, unwrap it, and ask what the last prefill did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from torch import nn
+
+from vtprune.budget import Budget
+from vtprune.pruner import Pruner
+from vtprune.registry import make_pruner
+from vtprune.report import Report
+
+if TYPE_CHECKING:
+    from vtprune.engine.engine import Engine
+
+_ATTRIBUTE = "_vtprune_engine"
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+def wrap(
+    model: ModelT,
+    pruner: str | Pruner,
+    budget: int | float | str | Budget,
+    *,
+    positions: Literal["keep", "pack"] | None = None,
+    images_per_prompt: int | None = None,
+    **options: Any,
+) -> ModelT:
+    """Makes a vision-language model prune its visual tokens, in place; `generate` is called as before.
+
+    Args:
+        model: A conditional-generation model of transformers whose family has an adapter.
+        pruner: Name of a method, or an instance such as `vtprune.FastV(layer=2)`.
+        budget: An integer is tokens per image, a float in (0, 1] a ratio; see `Budget` for averages and FLOPs.
+            A budget that keeps everything leaves the output bit-identical.
+        positions: `"keep"` lets survivors keep their rotary positions, `"pack"` renumbers them without gaps. The
+            default is that of the code behind the method's published numbers.
+        images_per_prompt: Promise that every prompt of a batch holds this many images; a batch is then pruned
+            without asking the device which image belongs to which prompt.
+        **options: Hyper-parameters of a method that is given by name.
+
+    Returns:
+        The same object.
+
+    Raises:
+        TypeError: `model` is no transformers model, or an argument has the wrong type.
+        ValueError: The model is wrapped already or not supported, or an argument is out of range. Nothing is changed.
+
+    Example:
+        >>> model = wrap(model, "divprune", budget=64)  # doctest: +SKIP
+    """
+    from vtprune.adapters import find_adapter
+    from vtprune.engine.engine import Engine
+
+    method = make_pruner(pruner, **options)
+    limit = Budget.parse(budget)
+    where = method.default_positions if positions is None else positions
+    if where not in ("keep", "pack"):
+        raise ValueError(f"positions must be 'keep' or 'pack', got {positions!r}")
+    if images_per_prompt is not None and (not isinstance(images_per_prompt, int) or images_per_prompt < 1):
+        raise ValueError(f"images_per_prompt must be an integer of at least 1, got {images_per_prompt!r}")
+    if _engine(model) is not None:
+        raise ValueError(
+            f"{type(model).__name__} is wrapped already, with {_engine(model)!r}; call vtprune.unwrap(model) first"
+        )
+    engine = Engine(model, find_adapter(model), method, limit, where, images_per_prompt)
+    engine.attach()
+    model.__dict__[_ATTRIBUTE] = engine
+    return model
+
+
+def unwrap(model: ModelT) -> ModelT:
+    """Undoes `wrap`: no hook, attribute or override remains.
+
+    Returns:
+        The same object.
+
+    Raises:
+        ValueError: The model is not wrapped.
+    """
+    engine = _engine(model)
+    if engine is None:
+        raise ValueError(f"{type(model).__name__} is not wrapped")
+    engine.detach()
+    del model.__dict__[_ATTRIBUTE]
+    return model
+
+
+@contextmanager
+def pruning(
+    model: ModelT,
+    pruner: str | Pruner,
+    budget: int | float | str | Budget,
+    *,
+    positions: Literal["keep", "pack"] | None = None,
+    images_per_prompt: int | None = None,
+    **options: Any,
+) -> Iterator[ModelT]:
+    """`wrap` for the length of a `with` block; undone also when the block raises.
+
+    Example:
+        >>> with pruning(model, "visionzip", budget=128):  # doctest: +SKIP
+        ...     output = model.generate(**inputs)
+    """
+    wrap(model, pruner, budget, positions=positions, images_per_prompt=images_per_prompt, **options)
+    try:
+        yield model
+    finally:
+        unwrap(model)
+
+
+def report(model: nn.Module) -> Report:
+    """What the last prefill with images kept, and what it costs.
+
+    Raises:
+        ValueError: The model is not wrapped, or has not seen an image since.
+    """
+    engine = _engine(model)
+    if engine is None:
+        raise ValueError(f"{type(model).__name__} is not wrapped; call vtprune.wrap(model, ...) first")
+    if engine.last_report is None:
+        raise ValueError("the wrapped model has not seen a prompt with images yet; run it first")
+    return engine.last_report
+
+
+def _engine(model: nn.Module) -> Engine | None:
+    return getattr(model, "__dict__", {}).get(_ATTRIBUTE)

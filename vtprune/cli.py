@@ -1,0 +1,276 @@
+"""The command line: `vtprune list | run | sweep`. Everything heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from vtprune.eval.compare import Comparison
+
+REFUSED = 2
+"""Exit code for wrong arguments, as of the option parser itself."""
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="vtprune",
+    help="Prunes the visual tokens of vision-language models, and measures what that costs and buys.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ModelOption = Annotated[str, typer.Option(help="'embedded', a folder or a model of the hub.")]
+DeviceOption = Annotated[str | None, typer.Option(help="Such as cpu or cuda:0; by default the accelerator, if any.")]
+DtypeOption = Annotated[str, typer.Option(help="auto (that of the weights), float32, bfloat16 or float16.")]
+PositionsOption = Annotated[
+    str | None, typer.Option(help="keep or pack rotary positions; by default what the method's paper did.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, for machines.")]
+
+
+def main() -> None:
+    """Runs the command line."""
+    app()
+
+
+@app.command("list")
+def list_command(as_json: JsonOption = False) -> None:
+    """Lists the pruning methods."""
+    from vtprune.registry import pruner_classes
+
+    rows: list[dict[str, Any]] = []
+    for name, cls in pruner_classes().items():
+        method = cls()
+        rows.append(
+            {
+                "name": name,
+                "year": cls.year,
+                "layers": list(method.layers),
+                "signals": sorted(signal.value for signal in cls.signals),
+                "query_aware": cls.query_aware,
+                "training_free": cls.training_free,
+                "merges": cls.merges,
+                "positions": cls.default_positions,
+                "options": method.config(),
+                "summary": cls.summary,
+                "paper": cls.paper,
+            }
+        )
+    if as_json:
+        _print_json(rows)
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("name", "year", "acts before", "signals", "query-aware", "training-free", "merges", "paper"):
+        table.add_column(column, no_wrap=column == "name")
+    for row in rows:
+        stages = ["the language model" if layer == 0 else f"layer {layer}" for layer in row["layers"]]
+        table.add_row(
+            row["name"],
+            str(row["year"]),
+            ", ".join(stages),
+            ", ".join(row["signals"]).replace("_", " ") or "-",
+            *["yes" if row[flag] else "no" for flag in ("query_aware", "training_free", "merges")],
+            row["paper"],
+        )
+    Console().print(table)
+
+
+@app.command("run")
+def run_command(
+    image: Annotated[
+        Path | None, typer.Option(help="Picture; without one the embedded model gets a drawn scene.")
+    ] = None,
+    question: Annotated[str | None, typer.Option(help="What to ask about the picture.")] = None,
+    model: ModelOption = "embedded",
+    pruner: Annotated[
+        str, typer.Option(help="Method, as in divprune or 'fastv(layer=3)'; see vtprune list.")
+    ] = "divprune",
+    budget: Annotated[str, typer.Option(help="Tokens per image (64), a ratio (0.25), average:64 or flops:0.3.")] = "64",
+    positions: PositionsOption = None,
+    output: Annotated[Path, typer.Option(help="PNG of the kept tokens.")] = Path("overlay.png"),
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
+    device: DeviceOption = None,
+    dtype: DtypeOption = "auto",
+    seed: Annotated[int, typer.Option(help="Of methods that draw, and of the drawn scene.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Asks one question of the full and of the pruned model, and draws which tokens survived."""
+    with _refusing():
+        from vtprune.budget import Budget
+        from vtprune.eval.grid import parse_pruner
+
+        method, allowance = parse_pruner(pruner, seed=seed), Budget.parse(budget)
+        if positions not in (None, "keep", "pack"):
+            raise ValueError(f"positions must be keep or pack, got {positions!r}")
+        _check_output(output)
+        from vtprune.eval.pictures import open_picture
+
+        picture = None if image is None else open_picture(image)
+        truth = None
+        if picture is None:
+            if model != "embedded":
+                raise ValueError("--image is missing; only the embedded model comes with pictures of its own")
+            picture, question, truth = _drawn_scene(question, seed)
+        if not question or not question.strip():
+            raise ValueError("--question is missing; say what to ask about the picture")
+
+        from vtprune.eval.compare import compare
+        from vtprune.eval.models import load
+
+        loaded = load(model, device=device, dtype=dtype)
+        found = compare(
+            loaded, picture, question, method, allowance, positions=positions, max_new_tokens=max_new_tokens
+        )
+    from vtprune.demo.overlay import overlay
+
+    overlay(found.seen, found.layout, found.kept, legend=f"{found.method}, {found.budget}").save(output, format="PNG")
+    if as_json:
+        _print_json({"model": model, "question": question, "truth": truth, **found.to_dict(), "overlay": str(output)})
+    else:
+        _print_comparison(model, question, truth, found, output)
+
+
+@app.command("sweep")
+def sweep_command(
+    model: ModelOption = "embedded",
+    pruners: Annotated[
+        list[str] | None, typer.Option(help="Methods, comma-separated, as in 'random,fastv(layer=3)'; all by default.")
+    ] = None,
+    budgets: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Comma-separated: tokens per image (64), ratios (0.25), average:64, flops:0.3. "
+            "[default: 192,128,64,32] The full model is always measured too."
+        ),
+    ] = None,
+    tasks: Annotated[
+        list[str] | None, typer.Option(help="lmms-eval tasks, comma-separated. [default: vtprune_scenes]")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Questions per task; all by default.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder of the results; the same one resumes.")] = Path("results/sweep"),
+    batch_size: Annotated[int, typer.Option(help="Questions answered together.")] = 32,
+    device: DeviceOption = None,
+    dtype: DtypeOption = "auto",
+    positions: PositionsOption = None,
+    seed: Annotated[int, typer.Option(help="Of sampling and of methods that draw.")] = 0,
+    include_path: Annotated[list[Path] | None, typer.Option(help="Folder with further lmms-eval task files.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measures methods and budgets on benchmark tasks; a run that was stopped goes on where it was."""
+    _require("eval", "lmms_eval", "datasets", "matplotlib")
+    with _refusing():
+        from vtprune.eval.sweep import DEFAULT_BUDGETS, DEFAULT_TASK, Sweep, SweepConfig, print_outcome
+
+        sweep = Sweep(
+            SweepConfig(
+                model=model,
+                pruners=tuple(pruners or ()),
+                budgets=tuple(budgets or DEFAULT_BUDGETS),
+                tasks=tuple(tasks or (DEFAULT_TASK,)),
+                limit=limit,
+                output=output,
+                batch_size=batch_size,
+                device=device,
+                dtype=dtype,
+                seed=seed,
+                positions=positions,
+                include=tuple(include_path or ()),
+            )
+        )
+        evaluate = sweep.prepare()
+    try:
+        outcome = sweep.run(evaluate)
+    except KeyboardInterrupt:
+        typer.echo("stopped; finished cells are kept, and the same command goes on with the others", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    except OSError as error:
+        typer.echo(f"vtprune: results cannot be written any more: {error}", err=True)
+        raise typer.Exit(1) from error
+    if as_json:
+        _print_json(outcome.records)
+    else:
+        from rich.console import Console
+
+        print_outcome(outcome, Console())
+        for path in (sweep.store.path, *outcome.images.values()):
+            typer.echo(path)
+    if outcome.failed:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Turns what the user got wrong into one line and exit code 2."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        typer.echo(f"vtprune: {message}", err=True)
+        raise typer.Exit(REFUSED) from error
+
+
+def _require(extra: str, *modules: str) -> None:
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        packages = ", ".join(missing).replace("_", "-")
+        typer.echo(f"vtprune: this command needs {packages}: pip install 'vtprune[{extra}]'", err=True)
+        raise typer.Exit(REFUSED)
+
+
+def _check_output(path: Path) -> None:
+    if path.is_dir():
+        raise ValueError(f"output {path} is a folder; name a PNG file")
+    if not path.parent.is_dir():
+        raise ValueError(f"folder {path.parent} of the output does not exist")
+
+
+def _drawn_scene(question: str | None, seed: int) -> tuple[Any, str, str | None]:
+    """A held-out scene; with its own question and answer unless the user asks another."""
+    from vtprune.eval.embedded import load_questions
+    from vtprune.eval.embedded.scenes import render
+
+    held_out = load_questions()
+    chosen = held_out[seed % len(held_out)]
+    if question is not None:
+        return render(chosen.scene), question, None
+    return render(chosen.scene), chosen.question, chosen.answer
+
+
+def _print_comparison(model: str, question: str, truth: str | None, found: Comparison, output: Path) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{model}: {question}", box=box.SIMPLE_HEAD, caption=f"positions: {found.positions}")
+    table.add_column("")
+    table.add_column("full", justify="right")
+    table.add_column(f"{found.method}, {found.budget}", justify="right")
+    both = found.full, found.pruned
+    table.add_row("answer", *[f"[bold]{run.answer}[/]" for run in both])
+    table.add_row("visual tokens", *[str(run.tokens) for run in both])
+    table.add_row("mean over the layers", *[f"{run.average_tokens:.1f}" for run in both])
+    table.add_row("prefill GFLOPs, language model", *[f"{run.prefill_flops / 1e9:.2f}" for run in both])
+    table.add_row("KV cache, MiB", *[f"{run.kv_bytes / 2**20:.2f}" for run in both])
+    table.add_row("time to first token, ms", *[f"{1e3 * run.first_token_seconds:.1f}" for run in both])
+    console = Console()
+    console.print(table)
+    if truth is not None:
+        console.print(f"right answer: {truth}")
+    console.print(f"kept tokens: {output}", soft_wrap=True)
+
+
+def _print_json(value: Any) -> None:
+    json.dump(value, sys.stdout, indent=2, ensure_ascii=False, default=str)
+    sys.stdout.write("\n")

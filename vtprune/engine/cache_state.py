@@ -1,0 +1,95 @@
+"""What must be remembered beside a KV cache whose layers hold different tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+_ATTRIBUTE = "_vtprune_state"
+
+
+@dataclass
+class CachedTokens:
+    """Which tokens the layers from one boundary on have cached.
+
+    Args:
+        columns: Prompt column of each cached slot, `(batch, slots)`; -1 for fillers. Tokens that came after column
+            `end` are cached one by one behind these.
+        end: Columns that `columns` accounts for.
+        fillers: Whether some slots are fillers.
+        shift: How far packed positions lie behind the prompt's own, `(batch, 1)`; `None` where positions are kept.
+    """
+
+    columns: torch.Tensor
+    end: int
+    fillers: bool
+    shift: torch.Tensor | None
+
+    def upto(self, seen: int) -> torch.Tensor:
+        """`columns` with the tokens behind them, up to prompt column `seen`."""
+        if seen == self.end:
+            return self.columns
+        tail = torch.arange(self.end, seen, device=self.columns.device).expand(self.columns.shape[0], -1)
+        return torch.cat([self.columns, tail], dim=1)
+
+    def keys(self, allowed: torch.Tensor | None, seen: int) -> torch.Tensor | None:
+        """Which cached slots may be attended to, `(batch, slots)`, from the same for all prompt columns so far.
+
+        `None` when all may.
+        """
+        if allowed is None and not self.fillers:
+            return None
+        columns = self.upto(seen)
+        here = columns >= 0
+        return here if allowed is None else allowed.gather(1, columns.clamp_min(0)) & here
+
+
+@dataclass
+class CacheState:
+    """Kept on the cache object itself, so that it goes wherever the cache goes, copies included.
+
+    Args:
+        boundaries: Cached tokens from each decoder layer on at which they change.
+        seen: Prompt and generated tokens so far, pruned ones included.
+        padding: `False` for padding among the first columns, `(batch, columns)`; `None` without padding.
+    """
+
+    boundaries: dict[int, CachedTokens] = field(default_factory=dict)
+    seen: int = 0
+    padding: torch.Tensor | None = None
+
+    def at(self, layer: int) -> CachedTokens | None:
+        """The cached tokens that hold for a layer; `None` where nothing was removed."""
+        below = [boundary for boundary in self.boundaries if boundary <= layer]
+        return self.boundaries[max(below)] if below else None
+
+    def sync_with(self, cache: Any) -> None:
+        """Follows a cache that was cropped behind our back (assisted decoding rejects tokens)."""
+        length = cache.get_seq_length()
+        if isinstance(length, torch.Tensor):
+            return
+        first = self.at(0)
+        self.seen = length if first is None else length - first.columns.shape[1] + first.end
+        for cached in self.boundaries.values():
+            if self.seen < cached.end:
+                raise ValueError(
+                    f"the cache was cropped to {self.seen} tokens, into the pruned prompt of {cached.end}; crop only "
+                    "what came after the prompt, or start from an empty cache"
+                )
+
+
+def state_of(cache: Any) -> CacheState | None:
+    """The state that rides on a cache, or `None`."""
+    state = getattr(cache, _ATTRIBUTE, None)
+    return state if isinstance(state, CacheState) else None
+
+
+def attach_state(cache: Any) -> CacheState:
+    """The state that rides on a cache, made if there is none."""
+    state = state_of(cache)
+    if state is None:
+        state = CacheState()
+        setattr(cache, _ATTRIBUTE, state)
+    return state

@@ -1,0 +1,89 @@
+"""How the tokens of one image lie in its raster: pure host-side data that adapters fill and methods read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A rectangular run of tokens: `height` rows of `width` patches, each row closed by a newline token or not.
+
+    A single separator token is `Segment(1, 0, newline=True)`.
+    """
+
+    height: int
+    width: int
+    newline: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in the sequence, newline tokens included."""
+        return self.height * (self.width + int(self.newline))
+
+
+@dataclass(frozen=True)
+class ImageLayout:
+    """The tokens of one image in sequence order.
+
+    Args:
+        segments: Rectangles of tokens, one after another.
+        patches: For each token its index in the encoder's patches of this image, counted through all views
+            (`view * patches_per_view + patch`); -1 for newline and separator tokens.
+        views: Encoder views (thumbnail and crops) of this image.
+        patches_per_view: Patches that the encoder makes of one view.
+    """
+
+    segments: tuple[Segment, ...]
+    patches: tuple[int, ...]
+    views: int
+    patches_per_view: int
+
+    def __post_init__(self) -> None:
+        if len(self.patches) != self.tokens:
+            raise ValueError(f"layout has {self.tokens} tokens in its segments but {len(self.patches)} patch indices")
+
+    @cached_property
+    def tokens(self) -> int:
+        """Visual tokens of the image before any pruning."""
+        return sum(segment.tokens for segment in self.segments)
+
+    @cached_property
+    def grids(self) -> tuple[torch.Tensor, ...]:
+        """Token indices of each segment that has patches, `(height, width)`, newline tokens left out."""
+        found, start = [], 0
+        for segment in self.segments:
+            if segment.width:
+                rows = torch.arange(segment.tokens).view(segment.height, -1) + start
+                found.append(rows[:, : segment.width].contiguous())
+            start += segment.tokens
+        return tuple(found)
+
+    @cached_property
+    def view_tokens(self) -> tuple[torch.Tensor, ...]:
+        """Token indices that belong to each encoder view, ascending, newline tokens left out."""
+        patches = torch.tensor(self.patches)
+        view = torch.where(patches >= 0, patches // self.patches_per_view, -1)
+        return tuple(torch.nonzero(view == index).flatten() for index in range(self.views))
+
+    @cached_property
+    def has_separators(self) -> bool:
+        """Whether some tokens (newlines) stand for no patch."""
+        return any(patch < 0 for patch in self.patches)
+
+    def __hash__(self) -> int:
+        return hash((self.segments, self.views, self.patches_per_view))
+
+
+def grid_layout(height: int, width: int) -> ImageLayout:
+    """The layout of a plain picture: one view, one token a patch, raster order.
+
+    Example:
+        >>> grid_layout(24, 24).tokens
+        576
+    """
+    patches = tuple(range(height * width))
+    return ImageLayout((Segment(height, width),), patches, views=1, patches_per_view=height * width)

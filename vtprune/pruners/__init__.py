@@ -1,0 +1,1 @@
+"""The methods, one file each; `vtprune.registry` finds them by themselves."""
