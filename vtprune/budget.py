@@ -110,7 +110,7 @@ class Budget:
             return value
         if isinstance(value, str):
             return cls._parse_text(value)
-        if isinstance(value, int) and not isinstance(value, bool):
+        if isinstance(value, int):
             return cls(tokens=value)
         if isinstance(value, float):
             return cls(ratio=value)

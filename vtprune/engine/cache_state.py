@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -65,22 +66,54 @@ class CacheState:
         below = [boundary for boundary in self.boundaries if boundary <= layer]
         return self.boundaries[max(below)] if below else None
 
-    def sync_with(self, cache: Any) -> None:
-        """Follows a cache that was cropped behind our back (assisted decoding rejects tokens)."""
-        length = cache.get_seq_length()
+    def seen_in(self, cache: Any) -> int:
+        """Tokens so far, pruned ones included, also after the cache was cropped behind our back.
+
+        Raises:
+            ValueError: The cache was cropped into the pruned prompt.
+        """
+        length = super(PrunedCache, cache).get_seq_length(0) if isinstance(cache, PrunedCache) else self.seen
         if isinstance(length, torch.Tensor):
-            return
+            return self.seen
         first = self.at(0)
-        self.seen = length if first is None else length - first.columns.shape[1] + first.end
-        for cached in self.boundaries.values():
-            if self.seen < cached.end:
-                raise ValueError(
-                    f"the cache was cropped to {self.seen} tokens, into the pruned prompt of {cached.end}; crop only "
-                    "what came after the prompt, or start from an empty cache"
-                )
+        seen = length if first is None else length - first.columns.shape[1] + first.end
+        end = max((cached.end for cached in self.boundaries.values()), default=0)
+        if seen < end:
+            raise ValueError(
+                f"the cache was cropped to {seen} tokens, into the pruned prompt of {end}; crop only what came after "
+                "the prompt, or start from an empty cache"
+            )
+        return int(seen)
 
 
-def state_of(cache: Any) -> CacheState | None:
+class PrunedCache:
+    """Mixed into the class of a cache object whose layers hold different tokens.
+
+    Without a layer, `get_seq_length` tells how many tokens the cache stands for, as `generate` and decoding loops
+    mean it; with one, how many that layer holds.
+    """
+
+    def get_seq_length(self, layer_idx: int | None = None) -> Any:
+        """Tokens the cache stands for, or slots that a layer holds."""
+        state = state_of(self)
+        if layer_idx is None and state is not None:
+            return state.seen_in(self)
+        parent: Any = super()
+        return parent.get_seq_length(layer_idx or 0)
+
+    def reset(self) -> None:
+        """Empties the cache and forgets what was pruned."""
+        parent: Any = super()
+        parent.reset()
+        self.__dict__.pop(_ATTRIBUTE, None)
+
+
+@cache
+def _pruned_class(cls: type) -> type:
+    return type(f"Pruned{cls.__name__}", (PrunedCache, cls), {})
+
+
+def state_of(cache: object) -> CacheState | None:
     """The state that rides on a cache, or `None`."""
     state = getattr(cache, _ATTRIBUTE, None)
     return state if isinstance(state, CacheState) else None
@@ -92,4 +125,6 @@ def attach_state(cache: Any) -> CacheState:
     if state is None:
         state = CacheState()
         setattr(cache, _ATTRIBUTE, state)
+        if not isinstance(cache, PrunedCache):
+            cache.__class__ = _pruned_class(type(cache))
     return state

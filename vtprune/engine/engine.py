@@ -329,7 +329,7 @@ class Engine:
     def _cached_state(self, cache: Any, has_images: bool) -> CacheState | None:
         state = state_of(cache)
         if state is not None:
-            state.sync_with(cache)
+            state.seen = state.seen_in(cache)
             return state
         if cache is None or not has_images:
             return None

@@ -346,12 +346,14 @@ class Run:
             if ready is None and tokens.valid is None:
                 return None
             if isinstance(ready, torch.Tensor) and ready.dim() == 4:
-                return tokens.square_mask(ready)
+                cache = _cache_of(kwargs)
+                keys = tokens.length if cache is None else cache.get_mask_sizes(tokens.length, layer)[0]
+                return tokens.square_mask(ready, keys)
             if isinstance(ready, torch.Tensor) and ready.dim() == 2:
                 return self._keys(cached)
-        keys = self._keys(cached)
-        keys = None if keys is None else keys.to(hidden.device)
-        return self.engine.adapter.causal_mask(hidden, keys, _cache_of(kwargs), layer)
+        allowed = self._keys(cached)
+        allowed = None if allowed is None else allowed.to(hidden.device)
+        return self.engine.adapter.causal_mask(hidden, allowed, _cache_of(kwargs), layer)
 
     def _position_embeddings(
         self, tokens: Tokens | None, hidden: torch.Tensor, kwargs: dict[str, Any], past: CachedTokens | None

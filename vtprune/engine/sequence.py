@@ -67,20 +67,20 @@ class Tokens:
         columns = self.columns.unsqueeze(-1)
         return values.gather(-2, columns.expand(*values.shape[:-2], self.length, values.shape[-1]))
 
-    def square_mask(self, mask: torch.Tensor) -> torch.Tensor:
-        """Rows and columns of the present slots from a ready mask `(batch or 1, heads or 1, prompt length, keys)`.
+    def square_mask(self, mask: torch.Tensor, keys: int) -> torch.Tensor:
+        """Rows and columns of the present slots from a ready mask `(batch or 1, heads or 1, prompt length, any)`.
 
-        With a static cache there are more keys than tokens; the surplus, all masked in a first prefill, stays.
+        Args:
+            mask: Booleans, or an additive mask.
+            keys: Columns wanted; with a static cache there are more keys than tokens, and the surplus is masked.
         """
-        length = mask.shape[2]
         mask = mask.expand(self.batch, *mask.shape[1:])
         mask = mask.gather(2, self.columns[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[-1]))
-        spare = mask.shape[-1] - length
-        mask = mask[..., :length].gather(3, self.columns[:, None, None, :].expand(-1, *mask.shape[1:3], -1))
+        mask = mask.gather(3, self.columns[:, None, None, :].expand(-1, *mask.shape[1:3], -1))
         blocked = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
         if self.valid is not None:
             mask = mask.masked_fill(~self.valid[:, None, None, :], blocked)
-        return torch.nn.functional.pad(mask, (0, spare), value=blocked) if spare else mask
+        return torch.nn.functional.pad(mask, (0, keys - self.length), value=blocked) if keys > self.length else mask
 
     def to(self, device: torch.device) -> Tokens:
         """The same on another device (sharded models)."""

@@ -95,10 +95,11 @@ def geometric_blend(first: Sequence[float], second: Sequence[float]) -> list[flo
 def drop_redundant(features: torch.Tensor, keep: int, *, per_round: int = 8) -> list[int]:
     """VisPruner's thinning of a ranked list of `(members, dim)`."""
     members = list(range(len(features))) if keep else []
+    alike = [[cosine(first, second) for second in features] for first in features]
     while len(members) > keep:
         even, odd = members[0::2], members[1::2]
         dropped = min(per_round, len(members) - keep, len(even))
-        closest = {one: max(cosine(features[one], features[other]) for other in odd) for one in even}
+        closest = {one: max(alike[one][other] for other in odd) for one in even}
         members = sorted(even, key=lambda one: -closest[one])[dropped:] + odd
     return members
 
