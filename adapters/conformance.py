@@ -136,21 +136,43 @@ def oracle_error(
 ) -> float:
     """Largest difference of logits between the wrapped model and a full-length run that only masks.
 
-    In the reference every token goes through every layer, but from its stage on a removed token is masked as a key.
-    Padded positions are not compared.
+    In the reference every token goes through every layer, but from its stage on a removed token is masked as a key;
+    the states that a merging method made are put in place there. Padded positions are not compared.
+
+    Args:
+        model: The model, not wrapped.
+        inputs: Its inputs.
+        layers: Stages of a scattered test method; not used when `pruner` is given.
+        positions: `"keep"` or `"pack"`.
+        keep: Share of the visual tokens kept.
+        use_cache: Whether the wrapped model fills a cache.
+        pruner: A method to check instead.
+        **forward: More arguments for both forward passes.
     """
     call: Any = model
-    with pruning(model, pruner or ScatteredPruner(tuple(layers)), keep, positions=positions):  # type: ignore[arg-type]
-        pruned = call(**inputs, use_cache=use_cache, **forward).logits
+    adapter = find_adapter(model)
+    method = pruner or ScatteredPruner(tuple(layers))
+    merged: dict[int, torch.Tensor] = {}
+    with pruning(model, method, keep, positions=positions):  # type: ignore[arg-type]
+        handles = [
+            adapter.layers[layer].register_forward_pre_hook(_copy_states(merged, layer), with_kwargs=True)
+            for layer in (method.layers if method.merges else ())
+        ]
+        try:
+            pruned = call(**inputs, use_cache=use_cache, **forward).logits
+        finally:
+            for handle in handles:
+                handle.remove()
         account = report(model)
-    visual = inputs["input_ids"] == find_adapter(model).image_token_id
+    visual = inputs["input_ids"] == adapter.image_token_id
     present = []
     for stage in account.stages:
         here = ~visual
         for row, kept in enumerate(stage.kept):
             here[row, kept.to(here.device)] = True
         present.append(here)
-    full = masked_logits(model, inputs, [stage.layer for stage in account.stages], present, positions, **forward)
+    stages = [stage.layer for stage in account.stages]
+    full = masked_logits(model, inputs, stages, present, positions, merged, **forward)
     left = present[-1] if present else torch.ones_like(visual)
     real = inputs.get("attention_mask")
     real = torch.ones_like(visual) if real is None else real.bool()
@@ -169,6 +191,7 @@ def masked_logits(
     layers: Sequence[int],
     present: Sequence[torch.Tensor],
     positions: str,
+    states: Mapping[int, torch.Tensor] | None = None,
     **forward: Any,
 ) -> torch.Tensor:
     """Logits of an unwrapped full-length run in which the absent tokens are masked as keys from each layer on.
@@ -179,6 +202,8 @@ def masked_logits(
         layers: Decoder layers of the stages.
         present: Tokens present after each stage, `(batch, length)`.
         positions: `"pack"` gives present tokens the positions they would have without the absent ones.
+        states: For merging methods the states of the present tokens that enter a stage's layer,
+            `(batch, present, dim)`, which replace those of the full-length run.
         **forward: More arguments for the forward pass.
     """
     adapter = find_adapter(model)
@@ -194,6 +219,12 @@ def masked_logits(
 
         def swap(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             hidden = args[0] if args else kwargs["hidden_states"]
+            if module is adapter.layers[layers[stage]] and states:
+                hidden = hidden.clone()
+                for row, here in enumerate(present[stage]):
+                    count = int(here.sum())
+                    hidden[row, here] = states[layers[stage]][row, -count:]
+                args = (hidden, *args[1:])
             mask: torch.Tensor = allowed
             if adapter.text_config._attn_implementation == "eager":
                 lowest = torch.finfo(hidden.dtype).min
@@ -218,6 +249,13 @@ def masked_logits(
         for handle in handles:
             handle.remove()
     return logits
+
+
+def _copy_states(found: dict[int, torch.Tensor], layer: int) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found[layer] = (args[0] if args else kwargs["hidden_states"]).clone()
+
+    return hook
 
 
 def footprint(model: nn.Module) -> dict[str, Any]:

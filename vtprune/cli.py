@@ -251,14 +251,15 @@ def _drawn_scene(question: str | None, seed: int) -> tuple[Any, str, str | None]
 def _print_comparison(model: str, question: str, truth: str | None, found: Comparison, output: Path) -> None:
     from rich import box
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=f"{model}: {question}", box=box.SIMPLE_HEAD, caption=f"positions: {found.positions}")
+    table = Table(title=escape(f"{model}: {question}"), box=box.SIMPLE_HEAD, caption=f"positions: {found.positions}")
     table.add_column("")
     table.add_column("full", justify="right")
     table.add_column(f"{found.method}, {found.budget}", justify="right")
     both = found.full, found.pruned
-    table.add_row("answer", *[f"[bold]{run.answer}[/]" for run in both])
+    table.add_row("answer", *[f"[bold]{escape(run.answer)}[/]" for run in both])
     table.add_row("visual tokens", *[str(run.tokens) for run in both])
     table.add_row("mean over the layers", *[f"{run.average_tokens:.1f}" for run in both])
     table.add_row("prefill GFLOPs, language model", *[f"{run.prefill_flops / 1e9:.2f}" for run in both])

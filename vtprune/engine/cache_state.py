@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -67,23 +67,33 @@ class CacheState:
         return self.boundaries[max(below)] if below else None
 
     def seen_in(self, cache: Any) -> int:
-        """Tokens so far, pruned ones included, also after the cache was cropped behind our back.
-
-        Raises:
-            ValueError: The cache was cropped into the pruned prompt.
-        """
+        """Tokens so far, pruned ones included, also after the cache was cropped behind our back."""
         length = super(PrunedCache, cache).get_seq_length(0) if isinstance(cache, PrunedCache) else self.seen
         if isinstance(length, torch.Tensor):
             return self.seen
         first = self.at(0)
-        seen = length if first is None else length - first.columns.shape[1] + first.end
-        end = max((cached.end for cached in self.boundaries.values()), default=0)
-        if seen < end:
-            raise ValueError(
-                f"the cache was cropped to {seen} tokens, into the pruned prompt of {end}; crop only what came after "
-                "the prompt, or start from an empty cache"
-            )
-        return int(seen)
+        return int(length if first is None else length - first.columns.shape[1] + first.end)
+
+    def follow(self, cache: Any) -> None:
+        """Catches up with a cache that was cropped: assisted decoding takes rejected tokens back.
+
+        Raises:
+            ValueError: The cache was cropped into the part of the prompt where tokens were removed.
+        """
+        self.seen = self.seen_in(cache)
+        for layer, cached in self.boundaries.items():
+            surplus = cached.end - self.seen
+            if surplus <= 0:
+                continue
+            tail = torch.arange(self.seen, cached.end, device=cached.columns.device)
+            if surplus > cached.columns.shape[1] or not bool((cached.columns[:, -surplus:] == tail).all()):
+                raise ValueError(
+                    f"the cache was cropped to {self.seen} tokens, into the pruned prompt of {cached.end}; crop only "
+                    "what came after the prompt's images, or start from an empty cache"
+                )
+            self.boundaries[layer] = replace(cached, columns=cached.columns[:, :-surplus], end=self.seen)
+        if self.padding is not None:
+            self.padding = self.padding[:, : self.seen]
 
 
 class PrunedCache:

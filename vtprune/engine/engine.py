@@ -329,7 +329,7 @@ class Engine:
     def _cached_state(self, cache: Any, has_images: bool) -> CacheState | None:
         state = state_of(cache)
         if state is not None:
-            state.seen = state.seen_in(cache)
+            state.follow(cache)
             return state
         if cache is None or not has_images:
             return None

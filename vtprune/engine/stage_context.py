@@ -79,9 +79,10 @@ class StageContext(Context):
     def encoder_cls(self) -> torch.Tensor:
         """See `Context.encoder_cls`."""
         record = self._vision(Signal.ENCODER_CLS)
-        views = torch.stack([offset + torch.arange(self.layout.views) for offset in self._view_offsets])
         cls = self._here(torch.cat(record.cls, dim=-1))
-        return cls if self._is_whole_record else cls[views.flatten().to(cls.device)].view(*views.shape, -1)
+        if self._is_whole_record:
+            return cls.view(self.batch, self.layout.views, -1)
+        return torch.stack([cls[first : first + self.layout.views] for first in self._view_offsets])
 
     @cached_property
     def image_hash(self) -> torch.Tensor:

@@ -1,0 +1,334 @@
+"""lmms-eval runs a pruned model: `lmms-eval --model vtprune --model_args pretrained=...,pruner=divprune,budget=64`.
+
+lmms-eval finds the class by the entry point `lmms_eval.models`. It is built on lmms-eval's bare interface and not on
+one of its ready classes: those fix bfloat16 and "cuda", allow one question at a time, or log a failed generation and
+score it as a wrong answer.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
+from lmms_eval.api.model import lmms
+from lmms_eval.models.model_utils.gen_metrics import log_metrics
+from lmms_eval.models.registry_v2 import ModelManifest
+from lmms_eval.protocol import ChatMessages
+
+import vtprune
+from vtprune.budget import Budget
+from vtprune.eval.memo import EncoderMemo
+from vtprune.eval.models import EMBEDDED, LoadedModel, load
+from vtprune.pruner import Pruner
+from vtprune.report import Report
+
+MODEL_ID = "vtprune"
+
+_MAX_NEW_TOKENS = 1024
+_VISUAL_INPUTS = {"pixel_values", "pixel_values_videos"}
+
+
+def manifests() -> ModelManifest:
+    """What the entry point tells lmms-eval."""
+    return ModelManifest(model_id=MODEL_ID, chat_class_path=f"{__name__}.VtpruneModel")
+
+
+@dataclass
+class Tally:
+    """What the prompts of one or more batches cost, summed up."""
+
+    prompts: int = 0
+    images: int = 0
+    tokens: int = 0
+    kept: int = 0
+    average: float = 0.0
+    prefill_flops: int = 0
+    kv_bytes: int = 0
+    generated: int = 0
+    seconds: float = 0.0
+    positions: str | None = None
+
+    def add(self, report: Report, generated: int, seconds: float) -> None:
+        """Counts one batch."""
+        self.prompts += report.batch
+        self.images += report.images
+        self.tokens += report.visual_tokens
+        self.kept += report.stages[-1].after if report.stages else report.visual_tokens
+        self.average += report.average_tokens * report.images
+        self.prefill_flops += report.prefill_flops
+        self.kv_bytes += report.kv_bytes
+        self.generated += generated
+        self.seconds += seconds
+        self.positions = report.positions
+
+
+def visible_tokens(report: Report, row: int) -> float:
+    """Visual tokens of one prompt that the language model sees, as the mean over its layers."""
+    start = sum(layout.tokens for layout in report.layouts[row])
+    depth = len(report.tokens_per_layer)
+    counts = [start] * depth
+    for stage in report.stages:
+        counts[stage.layer :] = [sum(map(len, stage.images[row]))] * (depth - stage.layer)
+    return sum(counts) / depth
+
+
+class VtpruneModel(lmms):  # type: ignore[misc]
+    """A chat model with pruned visual tokens, for any model that vtprune wraps.
+
+    Args:
+        pretrained: `"embedded"`, a folder, a hub id, or a model that is already loaded.
+        pruner: Name of a method; `None` leaves the model as it is.
+        budget: Value of the budget.
+        budget_kind: `tokens`, `ratio`, `average` or `flops`; by default an integer is tokens and a float a ratio.
+        budget_per: `image`, `view` or `prompt`.
+        positions: `keep` or `pack`; the method's own default if `None`.
+        dtype: Number type of the weights, `auto` for that of the checkpoint.
+        device: Such as `cuda:0`; by default the accelerator, if there is one.
+        batch_size: Prompts generated together, padded on the left.
+        attn_implementation: Attention implementation of transformers.
+        trust_remote_code: Run code from the model's folder.
+        system_prompt: Text, or a file with the text, for the system turn.
+        on_batch: Called after each batch with the number of prompts in it.
+        options: Hyper-parameters of the method.
+    """
+
+    is_simple = False
+
+    def __init__(
+        self,
+        pretrained: str | LoadedModel = EMBEDDED,
+        pruner: str | Pruner | None = None,
+        budget: int | float | str | Budget | None = None,
+        budget_kind: str | None = None,
+        budget_per: str = "image",
+        positions: str | None = None,
+        dtype: str = "auto",
+        device: str | None = None,
+        batch_size: int | str = 1,
+        attn_implementation: str | None = None,
+        trust_remote_code: bool = False,
+        system_prompt: str | None = None,
+        on_batch: Callable[[int], None] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.batch_size = _positive(batch_size)
+        if (pruner is None) != (budget is None):
+            raise ValueError(f"pruner and budget go together, got pruner={pruner!r} and budget={budget!r}")
+        if pruner is None and options:
+            raise TypeError(f"unknown arguments {', '.join(sorted(options))}; hyper-parameters need a pruner")
+        method = None if pruner is None else vtprune.make_pruner(pruner, **options)
+        allowance = None if budget is None else _budget(budget, budget_kind, budget_per)
+        if isinstance(pretrained, str):
+            pretrained = load(
+                pretrained,
+                device=device,
+                dtype=dtype,
+                attn_implementation=attn_implementation,
+                trust_remote_code=trust_remote_code,
+            )
+        self.loaded = pretrained
+        self.system_prompt = self._resolve_system_prompt(system_prompt) if system_prompt else None
+        self.on_batch = on_batch
+        self.tally = Tally()
+        self.memo = EncoderMemo(self.model, limit=0)
+        self._inputs: dict[tuple[Any, ...], Any] = {}
+        self._inputs_limit = 0
+        self._pruned = False
+        if method is not None and allowance is not None:
+            self.prune(method, allowance, positions)
+
+    @property
+    def model(self) -> Any:
+        """The transformers model."""
+        return self.loaded.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.loaded.device
+
+    @property
+    def config(self) -> Any:
+        """The model's configuration."""
+        return self.model.config
+
+    def reuse_between_cells(self, limit: int = 1 << 30) -> None:
+        """Keeps processed inputs and encoder states of each batch, each up to `limit` bytes.
+
+        For a model that answers the same questions again under other methods and budgets.
+        """
+        self.memo = EncoderMemo(self.model, limit)
+        self._inputs_limit = limit
+
+    def prune(self, method: Pruner, budget: Budget, positions: str | None = None) -> None:
+        """Replaces the method and budget; counting starts anew."""
+        if self._pruned:
+            vtprune.unwrap(self.model)
+            self._pruned = False
+        self.tally = Tally()
+        vtprune.wrap(self.model, method, budget, positions=positions)
+        self._pruned = True
+
+    def clean(self) -> None:
+        """Keeps the model: lmms-eval would delete it after each evaluation, but the next cell needs it."""
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Not offered: no current image task of lmms-eval asks chat models for it."""
+        raise NotImplementedError("vtprune answers generate_until tasks only; choose a task that generates")
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        """Not offered."""
+        raise NotImplementedError("vtprune answers single-round tasks only; choose a task of type generate_until")
+
+    def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
+        """Answers all requests, in their order. A failure is raised: it must not pass for a wrong answer.
+
+        As in lmms-eval's own chat classes an answer ends at the end-of-sequence token or after `max_new_tokens`; the
+        task's `until` strings, made for base models, are not applied.
+        """
+        answers: list[GenerationResult | None] = [None] * len(requests)
+        before = self.tally.generated, self.tally.seconds
+        for numbers in _batches([request.args[2] for request in requests], self.batch_size):
+            batch = self._answer([requests[number].args for number in numbers])
+            for number, answer in zip(numbers, batch, strict=True):
+                answers[number] = answer
+            if self.on_batch is not None:
+                self.on_batch(len(numbers))
+        tokens, seconds = self.tally.generated - before[0], self.tally.seconds - before[1]
+        log_metrics(total_gen_tokens=tokens, total_elapsed_time=seconds, avg_speed=tokens / seconds if seconds else 0)
+        return [answer for answer in answers if answer is not None]
+
+    def _answer(self, batch: Sequence[tuple[Any, ...]]) -> list[GenerationResult]:
+        # args: context, doc_to_messages, generation arguments, doc id, task, split
+        key = tuple((task, split, doc_id) for _, _, _, doc_id, task, split in batch)
+        inputs = self._inputs_of(key, batch)
+        arguments = _generation_arguments(batch[0][2])
+        start = time.perf_counter()
+        with torch.inference_mode(), self.memo.batch(key):
+            output = self.model.generate(**inputs, **arguments, pad_token_id=self._pad_token_id)
+            new = output[:, inputs["input_ids"].shape[1] :].cpu()
+        seconds = time.perf_counter() - start
+        texts = self.loaded.processor.batch_decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        lengths = _lengths(new, self._end_tokens)
+        prompts = _prompt_lengths(inputs)
+        if self._pruned and _VISUAL_INPUTS & inputs.keys():
+            report = vtprune.report(self.model)
+            self.tally.add(report, sum(lengths), seconds)
+            removed = [
+                sum(layout.tokens for layout in report.layouts[row]) - visible_tokens(report, row)
+                for row in range(len(batch))
+            ]
+            prompts = [round(prompt - gone) for prompt, gone in zip(prompts, removed, strict=True)]
+        else:
+            self.tally.generated += sum(lengths)
+            self.tally.seconds += seconds
+        return [
+            GenerationResult(text=text, token_counts=TokenCounts(input_tokens=prompt, output_tokens=length))
+            for text, prompt, length in zip(texts, prompts, lengths, strict=True)
+        ]
+
+    def _inputs_of(self, key: tuple[Any, ...], batch: Sequence[tuple[Any, ...]]) -> Any:
+        if key not in self._inputs:
+            inputs = self._process(batch)
+            size = sum(value.nbytes for value in inputs.values() if isinstance(value, torch.Tensor))
+            if size > self._inputs_limit:
+                return inputs
+            self._inputs_limit -= size
+            self._inputs[key] = inputs
+        return self._inputs[key]
+
+    def _process(self, batch: Sequence[tuple[Any, ...]]) -> Any:
+        conversations = []
+        for _, to_messages, _, doc_id, task, split in batch:
+            messages = to_messages(self.task_dict[task][split][doc_id])
+            if self.system_prompt:
+                messages = self._apply_system_prompt(messages, self.system_prompt)
+            conversations.append(ChatMessages(messages=messages).to_hf_messages())
+        inputs = self.loaded.processor.apply_chat_template(
+            conversations,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            processor_kwargs={"padding": True, "padding_side": "left", "return_tensors": "pt"},
+        )
+        return inputs.to(self.device, dtype=self.model.dtype)
+
+    @property
+    def _pad_token_id(self) -> int | None:
+        token: int | None = self.loaded.processor.tokenizer.pad_token_id
+        return token
+
+    @property
+    def _end_tokens(self) -> set[int]:
+        end = self.model.generation_config.eos_token_id
+        if end is None:
+            end = self.loaded.processor.tokenizer.eos_token_id
+        return set() if end is None else {end} if isinstance(end, int) else set(end)
+
+
+def _positive(batch_size: int | str) -> int:
+    try:
+        size = int(batch_size)
+    except ValueError:
+        size = 0
+    if size < 1:
+        raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
+    return size
+
+
+def _budget(value: int | float | str | Budget, kind: str | None, per: str) -> Budget:
+    if kind is None and per == "image":
+        return Budget.parse(value)
+    if kind is None:
+        kind = "ratio" if isinstance(value, float) else "tokens"
+    arguments: dict[str, Any] = {kind: value, "per": per}
+    if kind not in ("tokens", "ratio", "average", "flops"):
+        raise ValueError(f"budget_kind must be tokens, ratio, average or flops, got {kind!r}")
+    return Budget(**arguments)
+
+
+def _batches(generation: Sequence[dict[str, Any]], size: int) -> Iterator[list[int]]:
+    """Numbers of the requests that go together: neighbours with the same generation arguments."""
+    groups: dict[str, list[int]] = {}
+    for number, arguments in enumerate(generation):
+        groups.setdefault(json.dumps(arguments, sort_keys=True, default=str), []).append(number)
+    for numbers in groups.values():
+        for start in range(0, len(numbers), size):
+            yield numbers[start : start + size]
+
+
+def _generation_arguments(task: dict[str, Any]) -> dict[str, Any]:
+    temperature = float(task.get("temperature") or 0)
+    sample = bool(task.get("do_sample", temperature > 0)) and temperature > 0
+    return {
+        "max_new_tokens": int(task.get("max_new_tokens") or _MAX_NEW_TOKENS),
+        "num_beams": int(task.get("num_beams") or 1),
+        "do_sample": sample,
+        "temperature": temperature if sample else None,
+        "top_p": task.get("top_p") if sample else None,
+        "top_k": task.get("top_k") if sample else None,
+    }
+
+
+def _prompt_lengths(inputs: Any) -> list[int]:
+    mask = inputs.get("attention_mask")
+    if mask is None:
+        rows, length = inputs["input_ids"].shape
+        return [length] * rows
+    counts: list[int] = mask.sum(dim=1).tolist()
+    return counts
+
+
+def _lengths(new: torch.Tensor, ends: set[int]) -> list[int]:
+    """Generated tokens of each row, its end-of-sequence token included and the padding behind it not."""
+    lengths = []
+    for row in new.tolist():
+        first = next((place for place, token in enumerate(row) if token in ends), len(row) - 1)
+        lengths.append(first + 1)
+    return lengths

@@ -1,0 +1,32 @@
+"""What all tests share: no network, fixed seeds, and GPU tests only where there is one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+# Set first: the Hub client reads its settings when it is imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("vtprune", deadline=None, derandomize=True)
+settings.load_profile("vtprune")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    """Every test starts from one seed and leaves the generator as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
