@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from vtprune.budget import Budget, per_layer_tokens
 from vtprune.context import Context
 from vtprune.costs import DecoderShape, average_tokens, prefill_flops
+from vtprune.layout import ImageLayout, Segment
 from vtprune.pruner import Pruner, Reduction
 
 VICUNA = DecoderShape(layers=32, hidden=4096, heads=32, kv_heads=32, head_dim=128, intermediate=11008, vocab=32064)
 LAYERS_28 = DecoderShape(layers=28, hidden=64, heads=4, kv_heads=2, head_dim=16, intermediate=128, vocab=100)
 
 
-@dataclass(frozen=True)
-class Image:
-    tokens: int
-    views: int = 1
+def Image(tokens: int, views: int = 1) -> ImageLayout:
+    """A layout of that many tokens; budgets look at nothing else of it."""
+    return ImageLayout((Segment(1, tokens),), tuple(range(tokens)), views, tokens)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Fixed(SingleStage):
 
     name = "fixed"
 
-    def attainable(self, tokens: int, keep: int) -> int:
+    def attainable(self, layout: ImageLayout, keep: int) -> int:
         return max(size for size in (1, 9, 36, 144, 576) if size <= keep)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Self
 
 from vtprune.costs import DecoderShape, average_tokens, prefill_flops
+from vtprune.layout import ImageLayout
 from vtprune.pruner import Pruner
 
 _KINDS = ("tokens", "ratio", "average", "flops")
@@ -16,18 +17,6 @@ _CONVENTIONS = ("true", "nominal")
 
 # A budget read off an earlier report must give the same tokens again, though quotients of integers are rounded.
 _ROUNDING = 1 + 1e-9
-
-
-class SizedImage(Protocol):
-    """What a budget must know of an image; `vtprune.ImageLayout` is one."""
-
-    @property
-    def tokens(self) -> int:
-        """Visual tokens before any pruning."""
-
-    @property
-    def views(self) -> int:
-        """Encoder views (thumbnail and crops)."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +136,7 @@ class Budget:
             return f"{self.average:.12g} tokens per {self.per} on average over the decoder layers ({self.convention})"
         return f"{100 * (self.flops or 0):.12g}% of the language model's prefill FLOPs of each prompt"
 
-    def resolve(self, pruner: Pruner, images: Sequence[SizedImage], shape: DecoderShape, text_tokens: int) -> list[int]:
+    def resolve(self, pruner: Pruner, images: Sequence[ImageLayout], shape: DecoderShape, text_tokens: int) -> list[int]:
         """The `keep` that the method gets for each image of one prompt.
 
         Args:
@@ -164,8 +153,8 @@ class Budget:
         for group in [images] if together and images else [[image] for image in images]:
             sizes = [image.tokens for image in group]
             views = group[0].views if self.per == "view" else 1
-            for size, keep in zip(sizes, self._keeps(pruner, sizes, views, shape, text_tokens), strict=True):
-                keeps.append(pruner.attainable(size, keep))
+            for image, keep in zip(group, self._keeps(pruner, sizes, views, shape, text_tokens), strict=True):
+                keeps.append(pruner.attainable(image, keep))
         return keeps
 
     def _keeps(self, pruner: Pruner, sizes: list[int], views: int, shape: DecoderShape, text_tokens: int) -> list[int]:

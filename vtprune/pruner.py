@@ -12,6 +12,7 @@ import torch
 
 if TYPE_CHECKING:
     from vtprune.context import Context
+    from vtprune.layout import ImageLayout
 
 
 class Signal(StrEnum):
@@ -78,8 +79,16 @@ class Pruner(ABC):
         """Tokens of one image left after each stage, for `tokens` at the start and the budget `keep`."""
         return (keep,) * len(self.layers)
 
-    def attainable(self, tokens: int, keep: int) -> int:
-        """The largest budget not above `keep` that the method can meet exactly; `keep` unless its sizes are fixed."""
+    def attainable(self, layout: ImageLayout, keep: int) -> int:
+        """The largest budget not above `keep` that the method can meet exactly; `keep` unless its sizes are fixed.
+
+        Args:
+            layout: The image, nothing of it removed yet.
+            keep: The budget that was asked for, 1 or more.
+
+        Raises:
+            ValueError: The method can keep no so small number of tokens.
+        """
         return keep
 
     @abstractmethod

@@ -16,8 +16,8 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 CAPTION_POSITIONS = 64
 """Longest text of the CLIP text tower."""
 
-_IDS = {"pad_token_id": ID[PAD], "bos_token_id": ID[BOS], "eos_token_id": ID[EOS]}
-_TOWER = {
+_IDS: dict[str, Any] = {"pad_token_id": ID[PAD], "bos_token_id": ID[BOS], "eos_token_id": ID[EOS]}
+_TOWER: dict[str, Any] = {
     "hidden_size": 256,
     "intermediate_size": 1024,
     "num_hidden_layers": 6,
@@ -39,7 +39,7 @@ def build_models() -> tuple[Any, Any]:
         LlavaForConditionalGeneration,
     )
 
-    text = {
+    text: dict[str, Any] = {
         "hidden_size": 192,
         "intermediate_size": 768,
         "num_hidden_layers": 3,

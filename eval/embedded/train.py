@@ -108,8 +108,8 @@ def cls_attention(tower: Any, before: Tensor) -> Tensor:
     states = layer.layer_norm1(before)
     query = attention.q_proj(states[:, 0]).unflatten(-1, (attention.num_heads, -1))
     key = attention.k_proj(states).unflatten(-1, (attention.num_heads, -1))
-    weights = (torch.einsum("bhd,bnhd->bhn", query, key).float() * attention.scale).softmax(-1)
-    return weights.mean(1)[:, 1:]
+    weights: Tensor = (torch.einsum("bhd,bnhd->bhn", query, key).float() * attention.scale).softmax(-1).mean(1)
+    return weights[:, 1:]
 
 
 def _patch_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -285,8 +285,9 @@ def answer_logits(llava: Any, decoder: Callable[..., Any], visual: Visual, quest
     # Always an explicit mask: without one, transformers takes gaps in the positions for borders of packed sequences.
     mask = (_structure(device) & valid[:, None, :])[:, None]
     hidden = decoder(inputs_embeds=inputs, attention_mask=mask, position_ids=positions, use_cache=False)
-    logits: Tensor = llava.lm_head(hidden.last_hidden_state[:, _CONTEXT:])
-    return logits.unflatten(1, (QUESTIONS, QUESTION_LENGTH))
+    states: Tensor = hidden.last_hidden_state[:, _CONTEXT:].unflatten(1, (QUESTIONS, QUESTION_LENGTH))
+    logits: Tensor = llava.lm_head(states)
+    return logits
 
 
 def answer_targets(batch: Batch) -> Tensor:
@@ -366,7 +367,9 @@ def evaluate(llava: Any, held_out: Batch, size: int) -> str:
             good = right(logits, target)
             hits[name] = hits.get(name, 0) + (of_kind & good).sum((1, 2))
     lines = [f"{'':14}" + "".join(f"{kind:>8}" for kind in KINDS) + f"{'mean':>8}"]
-    rows = {"majority": _majority(held_out)} | {name: (hit / counts).tolist() for name, hit in hits.items()}
+    rows = {"majority": _majority(held_out)} | {
+        name: (hit / counts.clamp_min(1)).tolist() for name, hit in hits.items()
+    }
     for name, values in rows.items():
         cells = "".join(f"{100 * value:8.1f}" for value in [*values, sum(values) / len(values)])
         lines.append(f"{name:14}{cells}")
@@ -389,7 +392,8 @@ def _majority(batch: Batch) -> list[float]:
     shares = []
     for kind in range(len(KINDS)):
         codes = code[batch.kinds == kind]
-        shares.append(codes.unique(return_counts=True)[1].max().item() / max(1, len(codes)))
+        most = codes.unique(return_counts=True)[1].max().item() if len(codes) else 0
+        shares.append(most / max(1, len(codes)))
     return shares
 
 

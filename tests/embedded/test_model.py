@@ -96,8 +96,9 @@ def test_clip_matches_captions_to_pictures(loaded: tuple[Any, Any]) -> None:
     # The text is pooled at </s>, under either of the rules that transformers applies.
     ids = inputs["input_ids"]
     end = (ids == ID["</s>"]).int().argmax(1)
-    states = found.text_model_output.last_hidden_state
-    torch.testing.assert_close(found.text_model_output.pooler_output, states[torch.arange(16), end])
+    with torch.no_grad():
+        text = clip.text_model(input_ids=ids, attention_mask=inputs["attention_mask"])
+    torch.testing.assert_close(text.pooler_output, text.last_hidden_state[torch.arange(16), end])
     tower = loaded[0].model.vision_tower.state_dict()
     for name, weight in clip.vision_model.state_dict().items():
         torch.testing.assert_close(weight, tower[name], rtol=0, atol=0)

@@ -78,7 +78,7 @@ def test_scenes_survive_json() -> None:
 
 
 def test_every_answer_is_true() -> None:
-    seen = Counter()
+    seen: Counter[str] = Counter()
     for scene in SCENES:
         for kind, asked in all_questions(scene).items():
             for question in asked:

@@ -199,7 +199,7 @@ def test_m3() -> None:
         count = arrays[key].shape[1]
         if int(scale) == count < tokens and side % round(count**0.5) == 0:
             pruner = M3()
-            assert pruner.attainable(tokens, count) == count
+            assert pruner.attainable(grid_layout(side, side), count) == count
             reduction = pruner.reduce(FakeContext(grid_layout(side, side), {"hidden": features}), count)
             assert reduction.features is not None
             np.testing.assert_allclose(reduction.features.numpy(), arrays[key], **TOLERANCE)

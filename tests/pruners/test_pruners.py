@@ -34,8 +34,8 @@ LAYOUTS = [
 everywhere = pytest.mark.parametrize(("name", "layout"), LAYOUTS)
 
 
-def budgets(pruner: Pruner, tokens: int) -> list[int]:
-    return sorted({pruner.attainable(tokens, keep) for keep in (1, 2, 7, tokens // 2, tokens - 1)})
+def budgets(pruner: Pruner, layout: ImageLayout) -> list[int]:
+    return sorted({pruner.attainable(layout, keep) for keep in (1, 2, 7, layout.tokens // 2, layout.tokens - 1)})
 
 
 def context_for(pruner: Pruner, layout: ImageLayout, batch: int = 3) -> FakeContext:
@@ -81,7 +81,7 @@ def test_metadata(name: str) -> None:
 def test_exactly_the_budget_survives(name: str, layout: ImageLayout, dtype: torch.dtype) -> None:
     pruner = make_pruner(name)
     context = context_for(pruner, layout).to(dtype)
-    for keep in budgets(pruner, layout.tokens):
+    for keep in budgets(pruner, layout):
         assert_sound(pruner, context, keep, pruner.reduce(context, keep))
 
 
@@ -91,7 +91,7 @@ def test_indistinguishable_tokens_are_no_obstacle(name: str) -> None:
     context = context_for(pruner, SQUARE)
     same = {key: torch.zeros_like(tensor) for key, tensor in context.tensors.items()}
     context = FakeContext(SQUARE, same, projector=context.projector, signals=pruner.signals, layer=context.layer)
-    for keep in budgets(pruner, SQUARE.tokens):
+    for keep in budgets(pruner, SQUARE):
         assert_sound(pruner, context, keep, pruner.reduce(context, keep))
 
 
@@ -99,7 +99,7 @@ def test_indistinguishable_tokens_are_no_obstacle(name: str) -> None:
 def test_batch_mates_do_not_matter(name: str, layout: ImageLayout) -> None:
     pruner = make_pruner(name)
     context = context_for(pruner, layout)
-    for keep in budgets(pruner, layout.tokens):
+    for keep in budgets(pruner, layout):
         together = pruner.reduce(context, keep)
         for image in range(context.batch):
             alone = pruner.reduce(context.images([image]), keep)
@@ -112,7 +112,7 @@ def test_batch_mates_do_not_matter(name: str, layout: ImageLayout) -> None:
 def test_padding_of_the_prompt_does_not_matter(name: str) -> None:
     pruner = make_pruner(name)
     context = context_for(pruner, SQUARE)
-    keep = pruner.attainable(SQUARE.tokens, 9)
+    keep = pruner.attainable(SQUARE, 9)
     before = pruner.reduce(context, keep)
     text, mask = context.tensors["text"], context.tensors["text_mask"]
     context.tensors["text"] = torch.cat([torch.full_like(text, torch.inf), text], dim=1)
@@ -124,7 +124,7 @@ def test_padding_of_the_prompt_does_not_matter(name: str) -> None:
 def test_only_query_aware_methods_look_at_the_prompt(name: str) -> None:
     pruner = make_pruner(name)
     context = context_for(pruner, grid_layout(12, 12))
-    keep = pruner.attainable(144, 36)
+    keep = pruner.attainable(grid_layout(12, 12), 36)
     before = pruner.reduce(context, keep)
     other = random_context(grid_layout(12, 12))
     for signal in ("text", "last_token_attention"):
@@ -138,7 +138,7 @@ def test_only_query_aware_methods_look_at_the_prompt(name: str) -> None:
 def test_no_value_is_needed_on_the_host(name: str, layout: ImageLayout, device: str) -> None:
     """Tensors without values: whatever asks for one (`.item()`, `nonzero`, a branch) raises."""
     pruner = make_pruner(name)
-    keep = pruner.attainable(layout.tokens, 9)
+    keep = pruner.attainable(layout, 9)
     with FakeTensorMode(allow_non_fake_inputs=True):
         context = context_for(pruner, layout).to(torch.device(device))
         reduction = pruner.reduce(context, keep)
@@ -151,7 +151,7 @@ def test_no_value_is_needed_on_the_host(name: str, layout: ImageLayout, device: 
 def test_gpu_chooses_the_same_without_waiting(name: str, layout: ImageLayout) -> None:
     pruner = make_pruner(name)
     context = context_for(pruner, layout)
-    keep = pruner.attainable(layout.tokens, 9)
+    keep = pruner.attainable(layout, 9)
     expected = pruner.reduce(context, keep)
     there = context.to(torch.device("cuda"))
     pruner.reduce(there, keep)
@@ -320,12 +320,16 @@ def test_visionzip_orders_several_views_as_the_official_code() -> None:
 
 
 def test_m3_meets_the_largest_trained_scale() -> None:
-    assert [M3().attainable(576, keep) for keep in (1, 8, 9, 35, 64, 143, 192, 575, 576, 600)] == [
-        *(1, 1, 9, 9, 36, 36, 144, 144, 576, 576)
+    clip = grid_layout(24, 24)
+    assert [M3().attainable(clip, keep) for keep in (1, 8, 9, 35, 64, 143, 192, 575, 576)] == [
+        *(1, 1, 9, 9, 36, 36, 144, 144, 576)
     ]
-    assert M3().attainable(256, 64) == 1
-    with pytest.raises(ValueError, match=r"cannot keep 3 of 576 tokens; its sizes are \[9, 144\]"):
-        M3(scales=(9, 144)).attainable(576, 3)
+    assert M3().attainable(grid_layout(16, 16), 64) == 1
+    with pytest.raises(ValueError, match=r"cannot keep 3 tokens; its sizes for this image are \[9, 144\]"):
+        M3(scales=(9, 144)).attainable(clip, 3)
+    with pytest.raises(ValueError, match="square encoder views, got 21 patches"):
+        M3().attainable(grid_layout(3, 7), 9)
+    assert M3().attainable(grid_layout(3, 7), 21) == 21
     context = context_for(M3(), SQUARE)
     with pytest.raises(ValueError, match=r"cannot keep 4 tokens; its sizes for this image are \[1, 9, 36\]"):
         M3().reduce(context, 4)
@@ -336,6 +340,7 @@ def test_m3_meets_the_largest_trained_scale() -> None:
 def test_m3_on_several_views() -> None:
     pruner = M3(scales=(1, 4, 16))
     context = context_for(pruner, ANYRES)
+    assert [pruner.attainable(ANYRES, keep) for keep in (3, 15, 16, 63, 69, 70)] == [3, 3, 16, 16, 64, 70]
     for keep in (3, 16, 64):
         assert_sound(pruner, context, keep, pruner.reduce(context, keep))
     reduction = pruner.reduce(context, 16)

@@ -89,6 +89,9 @@ class Engine:
     def __repr__(self) -> str:
         return f"{self.pruner!r}, {self.budget}, positions={self.positions!r}"
 
+    def __reduce__(self) -> str:
+        raise TypeError("a wrapped model cannot be copied or pickled, its hooks belong to it; call vtprune.unwrap first")
+
     @property
     def needs_decoder_states(self) -> bool:
         """Whether the method looks at query and key states of decoder layers."""

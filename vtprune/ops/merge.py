@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import normalize, one_hot
+from torch.nn.functional import normalize
 
 from vtprune.ops.checks import check_keep
 
@@ -46,6 +46,6 @@ def merge_into_targets(
     # float64 also keeps autocast from carrying out the products in half precision.
     unit = normalize(metric.double(), dim=-1)
     assigned = (unit[:, others] @ unit[:, chosen].mT).argmax(dim=2)
-    member = one_hot(assigned, targets).double()
+    member = (assigned.unsqueeze(-1) == every[:targets]).double()
     mean = member.mT @ features[:, others].double() / member.sum(dim=1).clamp_min(1).unsqueeze(-1)
     return (features[:, chosen].double() + mean).to(features.dtype), chosen, assigned

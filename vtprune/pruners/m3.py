@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from vtprune.context import Context
+from vtprune.layout import ImageLayout
+from vtprune.layout import ImageLayout
 from vtprune.ops.pool import block_pool
 from vtprune.pruner import Pruner, Reduction
 from vtprune.registry import register
@@ -18,7 +20,7 @@ from vtprune.registry import register
 class M3(Pruner):
     """Averages square blocks of projected tokens down to one of the scales that the model was trained with.
 
-    Meets only those sizes: `attainable` tells the one for a budget. With several views (anyres) each is pooled by the
+    Meets only the sizes that follow; `attainable` tells the one for a budget. With several views (anyres) each is pooled by the
     same kernel, and newline tokens are dropped. The paper's code pools views before they are unpadded and joined; on
     unpadded grids incomplete border blocks are dropped instead.
 
@@ -30,7 +32,8 @@ class M3(Pruner):
         ValueError: `scales` is empty or holds a number that is no square.
 
     Example:
-        >>> M3().attainable(576, 100)
+        >>> from vtprune.layout import grid_layout
+        >>> M3().attainable(grid_layout(24, 24), 100)
         36
     """
 
@@ -50,43 +53,42 @@ class M3(Pruner):
         if not self.scales or any(scale < 1 or math.isqrt(scale) ** 2 != scale for scale in self.scales):
             raise ValueError(f"{self.name}: scales must be one or more squares, 1 or above, got {self.scales!r}")
 
-    def attainable(self, tokens: int, keep: int) -> int:
-        """The largest scale not above `keep` for a single square view; `keep` itself where `tokens` is no square.
+    def attainable(self, layout: ImageLayout, keep: int) -> int:
+        """The largest trained size of the image not above `keep`, or all tokens if there are no more.
 
         Raises:
-            ValueError: Every scale is above `keep`.
+            ValueError: Every size is above `keep`, or the views are not square.
         """
-        side = math.isqrt(tokens)
-        if side * side != tokens:
-            return keep
-        sizes = [(side // kernel) ** 2 for kernel in self._kernels(side)]
+        if keep >= layout.tokens:
+            return layout.tokens
+        sizes = self._sizes(layout)
         if not any(size <= keep for size in sizes):
-            raise ValueError(f"{self.name} cannot keep {keep} of {tokens} tokens; its sizes are {sorted(sizes)}")
+            raise ValueError(f"{self.name} cannot keep {keep} tokens; its sizes for this image are {sorted(sizes)}")
         return max(size for size in sizes if size <= keep)
 
     def reduce(self, context: Context, keep: int) -> Reduction:
         """Pools all grids by the kernel that gives `keep` tokens."""
-        side = math.isqrt(context.layout.patches_per_view)
-        if side * side != context.layout.patches_per_view:
-            raise ValueError(
-                f"{self.name} needs square encoder views, got {context.layout.patches_per_view} patches a view"
-            )
-        grids = context.grids
-        sizes = {
-            sum((grid.shape[0] // kernel) * (grid.shape[1] // kernel) for grid in grids): kernel
-            for kernel in self._kernels(side)
-            if all(kernel <= min(grid.shape) for grid in grids)
-        }
+        sizes = self._sizes(context.layout)
         if keep not in sizes:
             raise ValueError(f"{self.name} cannot keep {keep} tokens; its sizes for this image are {sorted(sizes)}")
         kept, features = [], []
-        for grid in grids:
+        for grid in context.grids:
             tokens = grid.flatten()
             pooled, centres = block_pool(context.hidden[:, tokens], grid.shape[0], grid.shape[1], sizes[keep])
             kept.append(tokens[centres])
             features.append(pooled)
         return Reduction(torch.cat(kept).expand(context.batch, -1), features=torch.cat(features, dim=1))
 
-    def _kernels(self, side: int) -> list[int]:
+    def _sizes(self, layout: ImageLayout) -> dict[int, int]:
+        """Tokens that come out of the image, with the kernel for each."""
+        side = math.isqrt(layout.patches_per_view)
+        if side * side != layout.patches_per_view:
+            raise ValueError(f"{self.name} needs square encoder views, got {layout.patches_per_view} patches a view")
+        grids = [(segment.height, segment.width) for segment in layout.segments if segment.width]
         scales = (math.isqrt(scale) for scale in self.scales)
-        return [side // scale for scale in scales if side % scale == 0]
+        kernels = [side // scale for scale in scales if side % scale == 0]
+        return {
+            sum((height // kernel) * (width // kernel) for height, width in grids): kernel
+            for kernel in kernels
+            if all(kernel <= min(grid) for grid in grids)
+        }
