@@ -145,7 +145,9 @@ def register_adapter(cls: AdapterT) -> AdapterT:
     for model_type in cls.model_types:
         known = _ADAPTERS.get(model_type)
         if known is not None and known.__qualname__ != cls.__qualname__:
-            raise ValueError(f"model type {model_type!r} is served by {known.__qualname__}, not also {cls.__qualname__}")
+            raise ValueError(
+                f"model type {model_type!r} is served by {known.__qualname__}, not also {cls.__qualname__}"
+            )
         _ADAPTERS[model_type] = cls
     return cls
 

@@ -39,7 +39,9 @@ class LlavaAdapter(Adapter):
                 "only 'default' is supported for towers with a CLS token"
             )
         if not has_cls and strategy == "default":
-            raise ValueError("vision_feature_select_strategy='default' drops a patch of a tower without CLS; use 'full'")
+            raise ValueError(
+                "vision_feature_select_strategy='default' drops a patch of a tower without CLS; use 'full'"
+            )
         attention = getattr(layers[numbers[-1]], "self_attn", None)
         if not isinstance(attention, nn.Module):
             raise ValueError(f"encoder layer {type(layers[numbers[-1]]).__name__} has no self_attn")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -86,7 +86,7 @@ def compare(
     method: Pruner,
     budget: Budget,
     *,
-    positions: str | None = None,
+    positions: Literal["keep", "pack"] | None = None,
     max_new_tokens: int = 64,
 ) -> Comparison:
     """Asks the model with all its tokens and with the pruned ones.

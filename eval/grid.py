@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from vtprune.budget import Budget
 from vtprune.pruner import Pruner
@@ -19,6 +19,8 @@ FULL = "full"
 """Name of the row of the model with all its tokens."""
 
 EVERYTHING = Budget(ratio=1.0)
+
+Positions = Literal["keep", "pack"]
 
 _CALL = re.compile(r"(?P<name>[\w.-]+)\s*(?:\((?P<arguments>.*)\))?")
 _OUTER_COMMA = re.compile(r",(?![^()]*\))")
@@ -45,7 +47,7 @@ class Cell:
     fingerprint: str
     method: Pruner | None
     budget: Budget
-    positions: str | None
+    positions: Positions | None
     task: str
     task_digest: str
     limit: int | None
@@ -166,3 +168,10 @@ def parse_pruners(words: Sequence[str], *, seed: int = 0) -> list[Pruner]:
 def parse_budgets(words: Sequence[str]) -> list[Budget]:
     """Reads the budgets of a sweep; the full model, which is always measured, may be named too."""
     return [Budget.parse(word) for word in split_words(words) if word != FULL]
+
+
+def parse_positions(text: str | None) -> Positions | None:
+    """Checks a position policy; `None` is each method's own default."""
+    if text is None or text == "keep" or text == "pack":
+        return text
+    raise ValueError(f"positions must be keep or pack, got {text!r}")

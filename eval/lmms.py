@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
@@ -24,12 +24,13 @@ import vtprune
 from vtprune.budget import Budget
 from vtprune.eval.memo import EncoderMemo
 from vtprune.eval.models import EMBEDDED, LoadedModel, load
-from vtprune.pruner import Pruner
+from vtprune.pruner import Pruner, Signal
 from vtprune.report import Report
 
 MODEL_ID = "vtprune"
 
 _MAX_NEW_TOKENS = 1024
+_ENCODER_STATES = {Signal.ENCODER_ATTENTION, Signal.ENCODER_KEYS}
 _VISUAL_INPUTS = {"pixel_values", "pixel_values_videos"}
 
 
@@ -106,7 +107,7 @@ class VtpruneModel(lmms):  # type: ignore[misc]
         budget: int | float | str | Budget | None = None,
         budget_kind: str | None = None,
         budget_per: str = "image",
-        positions: str | None = None,
+        positions: Literal["keep", "pack"] | None = None,
         dtype: str = "auto",
         device: str | None = None,
         batch_size: int | str = 1,
@@ -140,6 +141,7 @@ class VtpruneModel(lmms):  # type: ignore[misc]
         self._inputs: dict[tuple[Any, ...], Any] = {}
         self._inputs_limit = 0
         self._pruned = False
+        self._looks_at_attention = False
         if method is not None and allowance is not None:
             self.prune(method, allowance, positions)
 
@@ -166,7 +168,7 @@ class VtpruneModel(lmms):  # type: ignore[misc]
         self.memo = EncoderMemo(self.model, limit)
         self._inputs_limit = limit
 
-    def prune(self, method: Pruner, budget: Budget, positions: str | None = None) -> None:
+    def prune(self, method: Pruner, budget: Budget, positions: Literal["keep", "pack"] | None = None) -> None:
         """Replaces the method and budget; counting starts anew."""
         if self._pruned:
             vtprune.unwrap(self.model)
@@ -174,6 +176,7 @@ class VtpruneModel(lmms):  # type: ignore[misc]
         self.tally = Tally()
         vtprune.wrap(self.model, method, budget, positions=positions)
         self._pruned = True
+        self._looks_at_attention = bool(method.signals & _ENCODER_STATES)
 
     def clean(self) -> None:
         """Keeps the model: lmms-eval would delete it after each evaluation, but the next cell needs it."""
@@ -210,7 +213,7 @@ class VtpruneModel(lmms):  # type: ignore[misc]
         inputs = self._inputs_of(key, batch)
         arguments = _generation_arguments(batch[0][2])
         start = time.perf_counter()
-        with torch.inference_mode(), self.memo.batch(key):
+        with torch.inference_mode(), self.memo.batch(key, attention=self._looks_at_attention):
             output = self.model.generate(**inputs, **arguments, pad_token_id=self._pad_token_id)
             new = output[:, inputs["input_ids"].shape[1] :].cpu()
         seconds = time.perf_counter() - start

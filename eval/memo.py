@@ -1,8 +1,8 @@
 """Reusing the vision tower's work when the same batch of pictures comes again under another method or budget.
 
-Nothing that a method may look at changes: the layer whose output is projected still runs, and its attention with it.
-Only the layers below it, whose result depends on the pixels alone, and those above it, which nobody reads, are
-skipped.
+Nothing that a method may look at changes: what the last needed layer takes in or puts out is remembered, so that its
+hooks see the same states, and where a method looks at that layer's attention the layer itself runs again. The layers
+above it are skipped, because nobody reads them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 
 
 class EncoderMemo:
-    """What entered the last needed layer of a vision tower, by batch.
+    """Input and output of the last needed layer of a vision tower, by batch.
 
     Args:
         model: A model with a `vision_tower` of uniform layers; with any other nothing is remembered.
@@ -28,57 +28,63 @@ class EncoderMemo:
         self.limit = limit
         self.hits = 0
         self._used = 0
-        self._states: dict[Hashable, torch.Tensor] = {}
+        self._states: dict[Hashable, tuple[torch.Tensor, torch.Tensor]] = {}
         self._layers, self._last = _needed_layers(model)
 
-    @property
-    def active(self) -> bool:
-        """Whether there are layers to skip."""
-        return self._last >= 2
-
     @contextmanager
-    def batch(self, key: Hashable) -> Iterator[None]:
-        """Within, the tower may be run once, on the pictures that `key` names."""
-        if not self.active:
+    def batch(self, key: Hashable, *, attention: bool) -> Iterator[None]:
+        """Within, the tower may be run once, on the pictures that `key` names.
+
+        Args:
+            key: What the pictures are remembered by.
+            attention: Whether the attention of the last needed layer is looked at.
+        """
+        if self._last < 1:
             yield
         elif key in self._states:
             self.hits += 1
-            with self._replayed(self._states[key]):
+            with self._replayed(*self._states[key], attention=attention):
                 yield
         else:
-            hook = self._layers[self._last].register_forward_pre_hook(self._recorder(key))
+            hook = self._layers[self._last].register_forward_hook(self._recorder(key))
             try:
                 yield
             finally:
                 hook.remove()
 
-    def _recorder(self, key: Hashable) -> Callable[[nn.Module, Any], None]:
-        def record(_module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-            size = arguments[0].nbytes
+    def _recorder(self, key: Hashable) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
+        def record(_module: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            states = arguments[0].detach(), output.detach()
+            size = sum(state.nbytes for state in states)
             if self._used + size <= self.limit:
-                self._states[key] = arguments[0].detach()
+                self._states[key] = states
                 self._used += size
 
         return record
 
     @contextmanager
-    def _replayed(self, states: torch.Tensor) -> Iterator[None]:
+    def _replayed(self, entering: torch.Tensor, leaving: torch.Tensor, *, attention: bool) -> Iterator[None]:
         def unchanged(hidden: torch.Tensor, *_args: Any, **_kwargs: Any) -> torch.Tensor:
             return hidden
 
-        def recalled(hidden: torch.Tensor, *_args: Any, **_kwargs: Any) -> torch.Tensor:
-            if hidden.shape != states.shape:
-                raise ValueError(f"remembered pictures of shape {tuple(states.shape)}, got {tuple(hidden.shape)}")
-            return states
+        def recalling(states: torch.Tensor) -> Callable[..., torch.Tensor]:
+            def recalled(hidden: torch.Tensor, *_args: Any, **_kwargs: Any) -> torch.Tensor:
+                if hidden.shape != states.shape:
+                    raise ValueError(f"remembered pictures of shape {tuple(states.shape)}, got {tuple(hidden.shape)}")
+                return states
 
-        skipped = [layer for index, layer in enumerate(self._layers) if index != self._last]
+            return recalled
+
+        substitutes: list[Any] = [unchanged] * len(self._layers)
+        substitutes[self._last - 1] = recalling(entering)
+        substitutes[self._last] = None if attention else recalling(leaving)
         try:
-            for layer in skipped:
-                layer.forward = unchanged
-            self._layers[self._last - 1].forward = recalled
+            for layer, substitute in zip(self._layers, substitutes, strict=True):
+                if substitute is not None:
+                    layer.forward = substitute
             yield
         finally:
-            for layer in skipped:
+            for layer in self._layers:
                 vars(layer).pop("forward", None)
 
 

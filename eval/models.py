@@ -143,7 +143,8 @@ def load(
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return LoadedModel(name, model.to(target).eval(), processor)
+    model.to(device=target)
+    return LoadedModel(name, model.eval(), processor)
 
 
 @contextmanager

@@ -38,15 +38,16 @@ def plot_pareto(task: str, records: Sequence[Record], path: Path) -> bool:
         name = f"full model ({full['average_tokens']:.0f} tokens)"
         axes.axhline(level, color="0.35", linestyle="--", linewidth=1.2, label=name)
         axes.axhspan(level - error, level + error, color="0.35", alpha=0.12, linewidth=0)
-    colors = colormaps["tab10"].colors if len(unique([r["label"] for r in pruned])) <= 10 else colormaps["tab20"].colors
-    for number, label in enumerate(unique([record["label"] for record in pruned])):
+    labels = unique([record["label"] for record in pruned])
+    colors = colormaps["tab10" if len(labels) <= 10 else "tab20"]
+    for number, label in enumerate(labels):
         points = sorted((r for r in pruned if r["label"] == label), key=lambda r: float(r["average_tokens"]))
         axes.errorbar(
             [point["average_tokens"] for point in points],
             [factor * point["value"] for point in points],
             yerr=[factor * (point["standard_error"] or 0) for point in points],
             label=label,
-            color=colors[number % len(colors)],
+            color=colors(number % colors.N),
             marker=_MARKERS[number % len(_MARKERS)],
             markersize=6,
             linewidth=1.4,

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from vtprune.eval.grid import EVERYTHING, Cell, parse_budgets, parse_pruners, split_words
+from vtprune.eval.grid import EVERYTHING, Cell, parse_budgets, parse_positions, parse_pruners, split_words
 from vtprune.eval.models import EMBEDDED, check_device, check_dtype, fingerprint, load
 from vtprune.eval.pareto import plot_pareto
 from vtprune.eval.store import DONE, FAILED, Record, ResultStore
@@ -96,8 +96,7 @@ class Sweep:
         for name, value in (("limit", config.limit), ("batch_size", config.batch_size)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if config.positions not in (None, "keep", "pack"):
-            raise ValueError(f"positions must be keep or pack, got {config.positions!r}")
+        positions = parse_positions(config.positions)
         check_dtype(config.dtype)
         check_device(config.device)
         methods = parse_pruners(config.pruners, seed=config.seed)
@@ -114,7 +113,7 @@ class Sweep:
                 fingerprint=weights,
                 method=method,
                 budget=budget,
-                positions=config.positions,
+                positions=positions,
                 task=task,
                 task_digest=self.tasks.digest(task),
                 limit=config.limit,
@@ -168,19 +167,19 @@ class Sweep:
         counts = {task: self._count(task) for task in unique([cell.task for cell in pending])}
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("questions, elapsed"),
+            BarColumn(bar_width=20),
+            TaskProgressColumn(),
             TimeElapsedColumn(),
-            TextColumn("remaining"),
+            TextColumn("gone,"),
             TimeRemainingColumn(),
+            TextColumn("left"),
         )
         # Cells differ in speed, so the remaining time is judged by the last quarter of an hour and not by seconds.
         with Progress(*columns, console=self.console, speed_estimate_period=900) as progress:
             bar = progress.add_task("", total=sum(counts[cell.task] for cell in pending))
             expected = 0
             for number, cell in enumerate(pending, start=1):
-                place = f"cell {number} of {len(pending)}: {cell.label}"
+                place = f"{number}/{len(pending)} {cell.label}"
                 progress.update(bar, description=place if cell.method is None else f"{place}, {cell.budget}")
                 start = time.perf_counter()
                 try:

@@ -78,31 +78,27 @@ def kind_table(task: str, records: Sequence[Record]) -> Table | None:
         return None
     percent = in_percent(done)
     asked = {kind: next(r["kinds"][kind]["n"] for r in done if kind in r["kinds"]) for kind in kinds}
-    table = Table(title=f"{task}: by kind of question", box=box.SIMPLE_HEAD)
-    table.add_column("budget", no_wrap=True)
+    table = Table(title=f"{task}: by kind of question{' in %' if percent else ''}", box=box.SIMPLE_HEAD)
     table.add_column("pruner", no_wrap=True)
     for kind in kinds:
         table.add_column(f"{kind}\n[dim]n={asked[kind]}[/]", justify="right")
     for meaning in unique([record["budget_meaning"] for record in done]):
         block = [record for record in done if record["budget_meaning"] == meaning]
+        table.add_row(f"[dim]{meaning}[/]")
         for place, record in enumerate(block):
             values = [record["kinds"].get(kind) for kind in kinds]
-            factor = 100 if percent else 1
             tops = [max(r["kinds"][kind]["value"] for r in block if kind in r["kinds"]) for kind in kinds]
-            table.add_row(
-                meaning if place == 0 else "",
-                record["label"] if record["pruner"] != FULL else "[cyan]full model[/]",
-                *[
-                    _kind_cell(v, factor, bold=len(block) > 1 and v is not None and v["value"] == top)
-                    for v, top in zip(values, tops, strict=True)
-                ],
-                end_section=place == len(block) - 1,
-            )
+            cells = [
+                _kind_cell(value, percent=percent, best=len(block) > 1 and value is not None and value["value"] == top)
+                for value, top in zip(values, tops, strict=True)
+            ]
+            name = "[cyan]full model[/]" if record["pruner"] == FULL else record["label"]
+            table.add_row(f"  {name}", *cells, end_section=place == len(block) - 1)
     return table
 
 
-def _kind_cell(value: dict[str, float] | None, factor: int, *, bold: bool) -> str:
+def _kind_cell(value: dict[str, float] | None, *, percent: bool, best: bool) -> str:
     if value is None:
         return ""
-    text = f"{factor * value['value']:.0f}"
-    return f"[bold green]{text}[/]" if bold else text
+    text = f"{(100 if percent else 1) * value['value']:.0f}"
+    return f"[bold green]{text}[/]" if best else text

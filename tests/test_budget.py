@@ -80,7 +80,7 @@ class Listed(SingleStage):
         return self.counts
 
 
-def resolve(budget: Budget, *images: Image, pruner: Pruner | None = None, text: int = 60) -> list[int]:
+def resolve(budget: Budget, *images: ImageLayout, pruner: Pruner | None = None, text: int = 60) -> list[int]:
     return budget.resolve(pruner or SingleStage(), images, VICUNA, text)
 
 

@@ -58,7 +58,12 @@ def tiny_llava(attention: str = "sdpa", *, siglip: bool = False, **text: Any) ->
     more: dict[str, Any] = {}
     if siglip:
         tower = SiglipVisionConfig(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=48, patch_size=8
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            image_size=48,
+            patch_size=8,
         )
         more = {"vision_feature_select_strategy": "full"}
     config = LlavaConfig(vision_config=tower, text_config=text_config(**text), image_token_index=IMAGE, **more)

@@ -1,4 +1,4 @@
-"""Prunes the visual tokens of vision-language models: any published method, any budget, one line around a stock model."""
+"""Prunes the visual tokens of vision-language models: any method, any budget, one line around a stock model."""
 
 from __future__ import annotations
 

@@ -136,7 +136,9 @@ class Budget:
             return f"{self.average:.12g} tokens per {self.per} on average over the decoder layers ({self.convention})"
         return f"{100 * (self.flops or 0):.12g}% of the language model's prefill FLOPs of each prompt"
 
-    def resolve(self, pruner: Pruner, images: Sequence[ImageLayout], shape: DecoderShape, text_tokens: int) -> list[int]:
+    def resolve(
+        self, pruner: Pruner, images: Sequence[ImageLayout], shape: DecoderShape, text_tokens: int
+    ) -> list[int]:
         """The `keep` that the method gets for each image of one prompt.
 
         Args:

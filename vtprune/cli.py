@@ -109,11 +109,10 @@ def run_command(
     """Asks one question of the full and of the pruned model, and draws which tokens survived."""
     with _refusing():
         from vtprune.budget import Budget
-        from vtprune.eval.grid import parse_pruner
+        from vtprune.eval.grid import parse_positions, parse_pruner
 
         method, allowance = parse_pruner(pruner, seed=seed), Budget.parse(budget)
-        if positions not in (None, "keep", "pack"):
-            raise ValueError(f"positions must be keep or pack, got {positions!r}")
+        policy = parse_positions(positions)
         _check_output(output)
         from vtprune.eval.pictures import open_picture
 
@@ -130,9 +129,7 @@ def run_command(
         from vtprune.eval.models import load
 
         loaded = load(model, device=device, dtype=dtype)
-        found = compare(
-            loaded, picture, question, method, allowance, positions=positions, max_new_tokens=max_new_tokens
-        )
+        found = compare(loaded, picture, question, method, allowance, positions=policy, max_new_tokens=max_new_tokens)
     from vtprune.demo.overlay import overlay
 
     overlay(found.seen, found.layout, found.kept, legend=f"{found.method}, {found.budget}").save(output, format="PNG")

@@ -153,9 +153,7 @@ class Report:
         }
 
     def __repr__(self) -> str:
-        stages = ", ".join(
-            f"layer {trace.layer}: {sum(trace.before)} -> {sum(trace.after)}" for trace in self._traces
-        )
+        stages = ", ".join(f"layer {trace.layer}: {sum(trace.before)} -> {sum(trace.after)}" for trace in self._traces)
         return f"Report({self.pruner}, {self.budget}, positions={self.positions}, {stages or 'nothing removed'})"
 
     def _stage(self, trace: StageTrace) -> StageReport:

@@ -60,7 +60,7 @@ def test_bad_arguments_change_nothing(llava: Any, arguments: dict[str, Any], err
 def test_unsupported_models_are_refused(llava: Any) -> None:
     with pytest.raises(TypeError, match="Linear"):
         vtprune.wrap(torch.nn.Linear(2, 2), "divprune", budget=9)
-    with pytest.raises(ValueError, match="'llama'.*supported: llava"):
+    with pytest.raises(ValueError, match=r"'llama'.*supported: llava"):
         vtprune.wrap(LlamaForCausalLM(tiny.text_config()), "divprune", budget=9)
     with pytest.raises(ValueError, match="clip_vision_model"):
         vtprune.wrap(CLIPVisionModel(tiny.vision_config()), "divprune", budget=9)
@@ -196,9 +196,9 @@ def test_odd_picture_sizes(llava: Any, size: tuple[int, int]) -> None:
 
 
 def _interpolating(llava: Any) -> Any:
-    original = type(llava.model.vision_tower.embeddings).forward
+    original: Any = type(llava.model.vision_tower.embeddings).forward
 
-    def forward(pixel_values: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    def forward(pixel_values: torch.Tensor, **kwargs: Any) -> Any:
         kwargs["interpolate_pos_encoding"] = True
         return original(llava.model.vision_tower.embeddings, pixel_values, **kwargs)
 

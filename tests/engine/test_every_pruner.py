@@ -96,9 +96,7 @@ def test_exactly_the_budget_survives_and_text_is_untouched(family: str, name: st
             assert torch.equal(kept, kept.sort().values)
             assert visual[row, stage.kept[row]].all()
         length = made["input_ids"].shape[1]
-        longest = max(
-            length - int(visual[row].sum()) + len(stage.images[row][0]) for row in range(3)
-        )
+        longest = max(length - int(visual[row].sum()) + len(stage.images[row][0]) for row in range(3))
         assert logits.shape[1] == longest
 
 
@@ -142,9 +140,9 @@ class CountSyncs(TorchDispatchMode):
 
     WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "equal", "is_nonzero")
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __enter__(self) -> Any:
         self.counts: Counter[str] = Counter()
+        return super().__enter__()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
@@ -168,7 +166,8 @@ def test_prefill_never_waits_for_the_device(name: str, rows: int) -> None:
         llava(**made, use_cache=True)  # first, so that tables kept for later are made
         with CountSyncs() as mode:
             llava(**made, use_cache=True)
-        return mode.counts
+        counts: Counter[str] = mode.counts
+        return counts
 
     stock = syncs()
     with vtprune.pruning(llava, name, 9, images_per_prompt=1):

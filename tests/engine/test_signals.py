@@ -149,9 +149,7 @@ def test_anyres_signals_follow_the_patches() -> None:
     received = vision.attentions[1][:, :, 0, 1:].transpose(1, 2).flatten(0, 1)
     is_patch = patches >= 0
     assert torch.equal(seen["is_patch"][0], is_patch)
-    torch.testing.assert_close(
-        seen["encoder_attention"][0].T[is_patch], received[patches[is_patch]], atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(seen["encoder_attention"][0].T[is_patch], received[patches[is_patch]], atol=1e-5, rtol=0)
     assert (seen["encoder_attention"][0].T[~is_patch] == -1).all()
     assert (~is_patch).sum() == layout.segments[1].height
 

@@ -233,7 +233,7 @@ def test_reuse_between_cells_changes_nothing(loaded: LoadedModel, pruner: str) -
 
 def test_reuse_stops_at_its_limit(loaded: LoadedModel) -> None:
     made = VtpruneModel(loaded, batch_size=3)
-    one_batch = 3 * 37 * 32 * 4
+    one_batch = 2 * 3 * 37 * 32 * 4
     made.reuse_between_cells(limit=2 * one_batch)
     made.prune(make_pruner("stride"), Budget(tokens=4))
     answers(made, 9)

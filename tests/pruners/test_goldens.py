@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fakes import FakeContext
 
-from tests.pruners.fakes import FakeContext
 from vtprune.layout import grid_layout
 from vtprune.ops.entropy import matrix_entropy
 from vtprune.ops.pool import block_pool, scale_kernel

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import ANYRES, SQUARE, FakeContext, random_context
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tests.pruners.fakes import ANYRES, SQUARE, FakeContext, random_context
 from vtprune.layout import ImageLayout, grid_layout
 from vtprune.pruner import Pruner, Reduction
 from vtprune.pruners.divprune import DivPrune

@@ -68,7 +68,7 @@ class CacheState:
 
     def seen_in(self, cache: Any) -> int:
         """Tokens so far, pruned ones included, also after the cache was cropped behind our back."""
-        length = super(PrunedCache, cache).get_seq_length(0) if isinstance(cache, PrunedCache) else self.seen
+        length = cache.get_seq_length(0) if isinstance(cache, PrunedCache) else self.seen
         if isinstance(length, torch.Tensor):
             return self.seen
         first = self.at(0)
@@ -119,7 +119,7 @@ class PrunedCache:
 
 
 @cache
-def _pruned_class(cls: type) -> type:
+def _pruned_class(cls: Any) -> type:
     return type(f"Pruned{cls.__name__}", (PrunedCache, cls), {})
 
 

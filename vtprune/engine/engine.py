@@ -90,7 +90,9 @@ class Engine:
         return f"{self.pruner!r}, {self.budget}, positions={self.positions!r}"
 
     def __reduce__(self) -> str:
-        raise TypeError("a wrapped model cannot be copied or pickled, its hooks belong to it; call vtprune.unwrap first")
+        raise TypeError(
+            "a wrapped model cannot be copied or pickled: its hooks belong to it; call vtprune.unwrap first"
+        )
 
     @property
     def needs_decoder_states(self) -> bool:
@@ -110,7 +112,10 @@ class Engine:
         if key not in self._schedules:
             keeps = self.budget.resolve(self.pruner, images, self.shape, text_tokens)
             self._schedules[key] = [
-                tuple(per_layer_tokens(self.pruner, image.tokens, keep, self.shape.layers)[layer] for layer in self.pruner.layers)
+                tuple(
+                    per_layer_tokens(self.pruner, image.tokens, keep, self.shape.layers)[layer]
+                    for layer in self.pruner.layers
+                )
                 for image, keep in zip(images, keeps, strict=True)
             ]
         return self._schedules[key]
@@ -141,7 +146,7 @@ class Engine:
             )
         if self.needs_decoder_states and layers[0] == 0:
             raise ValueError(
-                f"{self.pruner.name} looks at the decoder layer before its stage, so its layer must be at least 1, got 0"
+                f"{self.pruner.name} looks at the decoder layer before its stage, so its layer must be 1 or more, got 0"
             )
         if Signal.ENCODER_CLS in self.pruner.signals and not self.vision.has_cls:
             raise ValueError(
@@ -284,8 +289,9 @@ class Engine:
             return ids == self.adapter.image_token_id
         assert embeddings is not None
         model: Any = self.model
-        token = torch.full((), self.adapter.image_token_id, dtype=torch.long, device=embeddings.device)
-        return (embeddings == model.get_input_embeddings()(token)).all(-1)
+        number = torch.full((), self.adapter.image_token_id, dtype=torch.long, device=embeddings.device)
+        placeholder: torch.Tensor = model.get_input_embeddings()(number)
+        return (embeddings == placeholder).all(-1)
 
     def _enter_decoder(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -400,7 +406,7 @@ def _feature_rows(output: Any) -> int | None:
     """Rows of the image features in the tower's output, as far as they can be counted."""
     features = getattr(output, "pooler_output", output)
     if isinstance(features, torch.Tensor):
-        return features.shape[0] * (features.shape[1] if features.dim() == 3 else 1)
+        return features.shape[:-1].numel()
     if isinstance(features, list | tuple) and all(isinstance(part, torch.Tensor) for part in features):
         return sum(part.shape[0] for part in features)
     return None
@@ -410,4 +416,3 @@ def _eager(function: Callable[..., Any]) -> Callable[..., Any]:
     """Keeps a hook out of compiled graphs; what lies between hooks is compiled."""
     disabled: Callable[..., Any] = torch.compiler.disable(function)
     return disabled
-

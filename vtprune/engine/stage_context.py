@@ -202,9 +202,7 @@ class StageContext(Context):
         return self._run.states_before(self.layer)
 
 
-def last_row_attention(
-    states: AttentionStates, last: torch.Tensor, allowed: torch.Tensor | None
-) -> torch.Tensor:
+def last_row_attention(states: AttentionStates, last: torch.Tensor, allowed: torch.Tensor | None) -> torch.Tensor:
     """Attention of one query row per sample over all keys, `(rows, heads, keys)`.
 
     Args:

@@ -130,7 +130,13 @@ def _set(place: tuple[str, str], function: Callable[..., Any]) -> None:
 
 def _tapped(original: Callable[..., Any]) -> Callable[..., Any]:
     def attention(
-        module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, *args: Any, **kwargs: Any
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: Any,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         watchers = _watchers.get(module)
         if watchers:

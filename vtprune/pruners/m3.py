@@ -9,7 +9,6 @@ import torch
 
 from vtprune.context import Context
 from vtprune.layout import ImageLayout
-from vtprune.layout import ImageLayout
 from vtprune.ops.pool import block_pool
 from vtprune.pruner import Pruner, Reduction
 from vtprune.registry import register
@@ -20,9 +19,9 @@ from vtprune.registry import register
 class M3(Pruner):
     """Averages square blocks of projected tokens down to one of the scales that the model was trained with.
 
-    Meets only the sizes that follow; `attainable` tells the one for a budget. With several views (anyres) each is pooled by the
-    same kernel, and newline tokens are dropped. The paper's code pools views before they are unpadded and joined; on
-    unpadded grids incomplete border blocks are dropped instead.
+    Meets only the sizes that follow from them; `attainable` tells the one for a budget. With several views (anyres) all
+    grids are pooled by the same kernel, and newline tokens are dropped. The paper's code pools views before they are
+    unpadded and joined; here incomplete border blocks of an unpadded grid are dropped.
 
     Args:
         scales: Tokens a view was trained with, squares. Those whose side does not divide the view's are left out.
