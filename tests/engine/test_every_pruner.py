@@ -140,9 +140,9 @@ class CountSyncs(TorchDispatchMode):
 
     WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "equal", "is_nonzero")
 
-    def __enter__(self) -> Any:
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
         self.counts: Counter[str] = Counter()
-        return super().__enter__()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
@@ -164,10 +164,10 @@ def test_prefill_never_waits_for_the_device(name: str, rows: int) -> None:
 
     def syncs() -> Counter[str]:
         llava(**made, use_cache=True)  # first, so that tables kept for later are made
-        with CountSyncs() as mode:
+        mode = CountSyncs()
+        with mode:
             llava(**made, use_cache=True)
-        counts: Counter[str] = mode.counts
-        return counts
+        return mode.counts
 
     stock = syncs()
     with vtprune.pruning(llava, name, 9, images_per_prompt=1):

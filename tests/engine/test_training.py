@@ -104,3 +104,16 @@ def test_hidden_states_and_attentions_shorten_at_the_stage() -> None:
     short = length - 27
     assert [state.shape[1] for state in output.hidden_states] == [length] * 3 + [short] * 4
     assert [weights.shape[-1] for weights in output.attentions] == [length] * 2 + [short] * 4
+
+
+@pytest.mark.parametrize("name", ["visionzip", "divprune", "fastv"])
+def test_autocast(name: str) -> None:
+    model: Any = tiny.tiny_llava("sdpa").train()
+    inputs, labels = batch("left")
+    with vtprune.pruning(model, name, 9):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(**inputs, labels=labels).loss
+        loss.backward()
+        plain = model(**inputs, labels=labels).loss
+    assert loss.isfinite()
+    assert abs(loss - plain) < 0.2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import Any
 
 import torch
@@ -118,9 +117,7 @@ class PrunedCache:
         self.__dict__.pop(_ATTRIBUTE, None)
 
 
-@cache
-def _pruned_class(cls: Any) -> type:
-    return type(f"Pruned{cls.__name__}", (PrunedCache, cls), {})
+_pruned_classes: dict[type, type] = {}
 
 
 def state_of(cache: object) -> CacheState | None:
@@ -136,5 +133,8 @@ def attach_state(cache: Any) -> CacheState:
         state = CacheState()
         setattr(cache, _ATTRIBUTE, state)
         if not isinstance(cache, PrunedCache):
-            cache.__class__ = _pruned_class(type(cache))
+            cls = type(cache)
+            if cls not in _pruned_classes:
+                _pruned_classes[cls] = type(f"Pruned{cls.__name__}", (PrunedCache, cls), {})
+            cache.__class__ = _pruned_classes[cls]
     return state

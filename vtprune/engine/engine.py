@@ -406,9 +406,9 @@ def _feature_rows(output: Any) -> int | None:
     """Rows of the image features in the tower's output, as far as they can be counted."""
     features = getattr(output, "pooler_output", output)
     if isinstance(features, torch.Tensor):
-        return features.shape[:-1].numel()
+        return int(features.shape[:-1].numel())
     if isinstance(features, list | tuple) and all(isinstance(part, torch.Tensor) for part in features):
-        return sum(part.shape[0] for part in features)
+        return sum(int(part.shape[0]) for part in features)
     return None
 
 

@@ -269,7 +269,9 @@ class Run:
                     chosen[image] = whole + offsets[image]
                 continue
             context = StageContext(self, layer, tokens, hidden, images)
-            reduction = self.engine.pruner.reduce(context, target)
+            # Methods choose their own precision; under autocast their scores would be rounded behind their back.
+            with torch.autocast(hidden.device.type, enabled=False):
+                reduction = self.engine.pruner.reduce(context, target)
             kept, values, valid = self._arranged(reduction, context, target)
             moved = moved or values is not None
             for place, image in enumerate(images):

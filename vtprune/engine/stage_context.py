@@ -11,7 +11,7 @@ import torch
 from vtprune.context import Context
 from vtprune.engine.sequence import Tokens
 from vtprune.engine.taps import AttentionStates
-from vtprune.engine.vision import VisionRecord, gather_patches, patch_numbers
+from vtprune.engine.vision import VisionRecord, gather_patches, grids_on, patch_numbers, view_tokens_on
 from vtprune.ops.attention import attention_rows
 from vtprune.pruner import Signal
 
@@ -40,6 +40,8 @@ class StageContext(Context):
         self.batch = len(self._images)
         self.tokens = tokens.counts[self._images[0]]
         self.layout = run.layouts[self._images[0]]
+        device = hidden.device.type
+        self._autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
 
     @cached_property
     def hidden(self) -> torch.Tensor:
@@ -129,7 +131,21 @@ class StageContext(Context):
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
         """See `Context.project`."""
-        return self._run.engine.project(features).to(self._hidden.dtype)
+        enabled, dtype = self._autocast
+        with torch.autocast(features.device.type, enabled=enabled, dtype=dtype):
+            return self._run.engine.project(features).to(self._hidden.dtype)
+
+    @cached_property
+    def grids(self) -> tuple[torch.Tensor, ...]:
+        """See `Context.grids`."""
+        self._require_untouched("a token grid")
+        return grids_on(self.layout, self._hidden.device)
+
+    @cached_property
+    def view_tokens(self) -> tuple[torch.Tensor, ...]:
+        """See `Context.view_tokens`."""
+        self._require_untouched("whole encoder views")
+        return view_tokens_on(self.layout, self._hidden.device)
 
     @cached_property
     def _slots(self) -> torch.Tensor:

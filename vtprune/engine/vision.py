@@ -66,6 +66,18 @@ def patch_numbers(layout: ImageLayout, device: torch.device) -> torch.Tensor:
     return torch.tensor(layout.patches, device=device)
 
 
+@lru_cache(maxsize=1024)
+def grids_on(layout: ImageLayout, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """`layout.grids` on a device, kept there for the same reason."""
+    return tuple(grid.to(device) for grid in layout.grids)
+
+
+@lru_cache(maxsize=1024)
+def view_tokens_on(layout: ImageLayout, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """`layout.view_tokens` on a device, kept there for the same reason."""
+    return tuple(view.to(device) for view in layout.view_tokens)
+
+
 def gather_patches(per_view: torch.Tensor, patches: torch.Tensor, fill: float) -> torch.Tensor:
     """Rows of `(views, patches, ...)` at flat patch numbers `(batch, tokens)`; `fill` where the number is negative."""
     flat = per_view.flatten(0, 1)
