@@ -81,7 +81,7 @@ def _panel(image: Image.Image, alive: torch.Tensor, panel: int) -> Image.Image:
     cell = cell_size(rows, columns, panel)
     size = columns * cell, rows * cell
     bright = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    dark = ImageEnhance.Brightness(ImageEnhance.Color(bright).enhance(0.25)).enhance(0.3)
+    dark = ImageEnhance.Brightness(ImageEnhance.Color(bright).enhance(0.25)).enhance(0.42)
     choice = Image.new("L", size, 0)
     pen = ImageDraw.Draw(choice)
     boxes = [

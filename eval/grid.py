@@ -172,6 +172,7 @@ def parse_budgets(words: Sequence[str]) -> list[Budget]:
 
 def parse_positions(text: str | None) -> Positions | None:
     """Checks a position policy; `None` is each method's own default."""
-    if text is None or text == "keep" or text == "pack":
-        return text
-    raise ValueError(f"positions must be keep or pack, got {text!r}")
+    known: dict[str | None, Positions | None] = {None: None, "keep": "keep", "pack": "pack"}
+    if text not in known:
+        raise ValueError(f"positions must be keep or pack, got {text!r}")
+    return known[text]

@@ -143,7 +143,8 @@ def load(
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model.to(device=target)
+    on_device: Any = model
+    on_device.to(target)
     return LoadedModel(name, model.eval(), processor)
 
 

@@ -45,7 +45,7 @@ def vision_config() -> CLIPVisionConfig:
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=3,
-        num_attention_heads=4,
+        num_attention_heads=2,
         image_size=48,
         patch_size=8,
         projection_dim=32,

@@ -9,17 +9,15 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from click.testing import Result
 from PIL import Image
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from vtprune.cli import app
 from vtprune.registry import list_pruners
 
 
 def call(*arguments: object) -> Result:
-    result: Result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    return result
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def refused(result: Result, *words: str) -> None:

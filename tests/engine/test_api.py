@@ -248,3 +248,17 @@ def test_copying_a_wrapped_model_is_refused(llava: Any) -> None:
     with vtprune.pruning(llava, "divprune", 9), pytest.raises(TypeError, match="unwrap first"):
         copy.deepcopy(llava)
     vtprune.wrap(copy.deepcopy(llava), "pool", 9)
+
+
+@torch.no_grad()
+def test_torch_compile_of_a_method_that_reads_decoder_attention(llava: Any) -> None:
+    torch.compiler.reset()
+    inputs = tiny.prompt([1, 1])
+    with vtprune.pruning(llava, "fastv", 9):
+        compiled: Any = torch.compile(llava, backend="eager")
+        for _ in range(2):
+            torch.testing.assert_close(compiled(**inputs).logits, llava(**inputs).logits)
+        cache = compiled(**inputs, use_cache=True).past_key_values
+        step = compiled(input_ids=torch.tensor([[5], [6]]), past_key_values=cache).logits
+        cache = llava(**inputs, use_cache=True).past_key_values
+        torch.testing.assert_close(step, llava(input_ids=torch.tensor([[5], [6]]), past_key_values=cache).logits)

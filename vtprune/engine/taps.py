@@ -11,8 +11,7 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,22 +137,16 @@ def _tapped(original: Callable[..., Any]) -> Callable[..., Any]:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        watchers = _watchers.get(module)
-        if watchers:
-            scaling = kwargs.get("scaling")
-            states = AttentionStates(query, key, query.shape[-1] ** -0.5 if scaling is None else float(scaling), mask)
-            for watcher in list(watchers):
-                watcher(states)
+        if module in _watchers:
+            _tell(module, query, key, mask, kwargs.get("scaling"))
         return original(module, query, key, value, mask, *args, **kwargs)
 
     return attention
 
 
-@contextmanager
-def watching(module: nn.Module, watcher: Watcher) -> Iterator[None]:
-    """`watch` for the length of a `with` block."""
-    unwatch = watch(module, watcher)
-    try:
-        yield
-    finally:
-        unwatch()
+@torch.compiler.disable
+def _tell(module: nn.Module, query: torch.Tensor, key: torch.Tensor, mask: Any, scaling: float | None) -> None:
+    """Calls the watchers of a module; never inside a compiled graph, where they would be traced once and for all."""
+    states = AttentionStates(query, key, query.shape[-1] ** -0.5 if scaling is None else float(scaling), mask)
+    for watcher in list(_watchers.get(module, ())):
+        watcher(states)
