@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 import vtprune
 from vtprune.adapters.conformance import ScatteredPruner, masked_logits
@@ -76,6 +77,11 @@ def test_gradient_checkpointing(reentrant: bool, name: str) -> None:
         model.gradient_checkpointing_enable({"use_reentrant": reentrant})
         if reentrant:
             model.enable_input_require_grads()
+        if reentrant and name == "visionzip" and "__call__" in vars(GradientCheckpointingLayer):
+            # This release runs hooks inside the checkpoint: tokens made there cannot send gradients out of it.
+            with pytest.raises(ValueError, match="use_reentrant=False"):
+                losses()
+            return
         checkpointed = losses()
         checkpointed.backward()
     torch.testing.assert_close(plain, checkpointed)

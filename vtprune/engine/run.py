@@ -77,6 +77,7 @@ class Run:
         if visual is None:
             visual = torch.zeros(self.batch, self.length, dtype=torch.bool, device=embeddings.device)
         self.visual = visual
+        self._with_gradient = torch.is_grad_enabled()
         self._cache = cache
         self._state = state or CacheState()
         self._allowed = _allowed_columns(mask, self._state, self._seen, self.length)
@@ -269,6 +270,11 @@ class Run:
                     chosen[image] = whole + offsets[image]
                 continue
             context = StageContext(self, layer, tokens, hidden, images)
+            if self.engine.pruner.merges and self._with_gradient and not torch.is_grad_enabled():
+                raise ValueError(
+                    f"{self.engine.pruner.name} makes new tokens, whose gradients reentrant checkpointing would lose "
+                    "in this release of transformers; enable it with use_reentrant=False"
+                )
             # Methods choose their own precision; under autocast their scores would be rounded behind their back.
             with torch.autocast(hidden.device.type, enabled=False):
                 reduction = self.engine.pruner.reduce(context, target)

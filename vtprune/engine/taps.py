@@ -25,7 +25,7 @@ _EAGER_FUNCTION = "eager_attention_forward"
 
 @dataclass(frozen=True)
 class AttentionStates:
-    """What one call of an attention function was given, after rotary and norms.
+    """What one call of an attention function was given, after rotary and norms, detached from the graph.
 
     Args:
         queries: `(batch, heads, length, head_dim)`.
@@ -147,6 +147,8 @@ def _tapped(original: Callable[..., Any]) -> Callable[..., Any]:
 @torch.compiler.disable
 def _tell(module: nn.Module, query: torch.Tensor, key: torch.Tensor, mask: Any, scaling: float | None) -> None:
     """Calls the watchers of a module; never inside a compiled graph, where they would be traced once and for all."""
-    states = AttentionStates(query, key, query.shape[-1] ** -0.5 if scaling is None else float(scaling), mask)
+    # Scores decide what is kept, nothing more: no gradient goes through them.
+    factor = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    states = AttentionStates(query.detach(), key.detach(), factor, mask)
     for watcher in list(_watchers.get(module, ())):
         watcher(states)
