@@ -167,7 +167,7 @@ class Sweep:
         counts = {task: self._count(task) for task in unique([cell.task for cell in pending])}
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=12),
             TaskProgressColumn(),
             TimeElapsedColumn(),
             TextColumn("gone,"),

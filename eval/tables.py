@@ -79,9 +79,9 @@ def kind_table(task: str, records: Sequence[Record]) -> Table | None:
     percent = in_percent(done)
     asked = {kind: next(r["kinds"][kind]["n"] for r in done if kind in r["kinds"]) for kind in kinds}
     table = Table(title=f"{task}: by kind of question{' in %' if percent else ''}", box=box.SIMPLE_HEAD)
-    table.add_column("pruner", no_wrap=True)
+    table.add_column("pruner")
     for kind in kinds:
-        table.add_column(f"{kind}\n[dim]n={asked[kind]}[/]", justify="right")
+        table.add_column(f"{kind}\n[dim]n={asked[kind]}[/]", justify="right", no_wrap=True)
     for meaning in unique([record["budget_meaning"] for record in done]):
         block = [record for record in done if record["budget_meaning"] == meaning]
         table.add_row(f"[dim]{meaning}[/]")

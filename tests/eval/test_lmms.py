@@ -136,11 +136,14 @@ def test_model_outlives_the_evaluation(lm: VtpruneModel, tiny: ModuleType, tiny_
     tasks = TaskBook([tiny_tasks])
     names = tasks.resolve([tiny.TASK])
     assert names == [tiny.TASK]
+    # lmms-eval's own clean() deletes every attribute that is a module.
+    lm.__dict__["network"] = lm.model
     found = []
     with quiet():
         for _ in range(2):
             output = simple_evaluate(model=lm, tasks=[tasks.load(tiny.TASK)], task_manager=tasks.manager)
             found.append([sample["filtered_resps"] for sample in output["samples"][tiny.TASK]])
+    assert lm.__dict__["network"] is lm.model
     assert len(found[0]) == 10
     assert found[0] == found[1]
 

@@ -144,11 +144,14 @@ def _tapped(original: Callable[..., Any]) -> Callable[..., Any]:
     return attention
 
 
-@torch.compiler.disable
-def _tell(module: nn.Module, query: torch.Tensor, key: torch.Tensor, mask: Any, scaling: float | None) -> None:
-    """Calls the watchers of a module; never inside a compiled graph, where they would be traced once and for all."""
+def _tell_now(module: nn.Module, query: torch.Tensor, key: torch.Tensor, mask: Any, scaling: float | None) -> None:
+    """Calls the watchers of a module."""
     # Scores decide what is kept, nothing more: no gradient goes through them.
     factor = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     states = AttentionStates(query.detach(), key.detach(), factor, mask)
     for watcher in list(_watchers.get(module, ())):
         watcher(states)
+
+
+# Never inside a compiled graph, where the watchers would be traced once and for all.
+_tell: Callable[..., None] = torch.compiler.disable(_tell_now)
