@@ -59,7 +59,7 @@ def fingerprint(name: str) -> str:
     """Tells the weights behind a name from others, without loading them.
 
     Of a folder the small files and both ends of the large ones are hashed (safetensors keeps its table of contents
-    at the front); of a hub id the commit is taken.
+    at the front), the model card left out; of a hub id the commit is taken.
 
     Raises:
         ModelError: No such model.
@@ -72,7 +72,7 @@ def fingerprint(name: str) -> str:
         raise ModelError(f"{place} has no config.json, so it is no model folder")
     digest = hashlib.sha256()
     for path in sorted(Path(place).iterdir()):
-        if path.is_file() and not path.name.startswith("."):
+        if path.is_file() and not path.name.startswith(".") and path.suffix != ".md":
             size = path.stat().st_size
             digest.update(f"{path.name} {size}\n".encode())
             with path.open("rb") as file:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from vtprune.adapters import check_adapter
 from vtprune.eval.embedded import CLIP_DIR, MODEL_DIR, load_model, load_questions
 from vtprune.eval.embedded.build import build_models
 from vtprune.eval.embedded.feed import QUESTIONS, Batch, example_arrays, fill_example
@@ -55,6 +56,12 @@ def test_the_processor_gives_the_trained_prompt(loaded: tuple[Any, Any]) -> None
     assert inputs["input_ids"][0].tolist() == expected
     pixels = to_pixels(torch.tensor(np.asarray(render(scene)))[None])
     torch.testing.assert_close(inputs["pixel_values"], pixels, rtol=0, atol=1e-5)
+
+
+def test_conformance_with_the_real_processor(loaded: tuple[Any, Any]) -> None:
+    model, processor = loaded
+    checks = check_adapter(model, processor)
+    assert {"keep-all and unwrap are bit-identical"} < {check.name for check in checks}
 
 
 def test_greedy_answers_are_right(loaded: tuple[Any, Any]) -> None:
