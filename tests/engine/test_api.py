@@ -262,3 +262,23 @@ def test_torch_compile_of_a_method_that_reads_decoder_attention(llava: Any) -> N
         step = compiled(input_ids=torch.tensor([[5], [6]]), past_key_values=cache).logits
         cache = llava(**inputs, use_cache=True).past_key_values
         torch.testing.assert_close(step, llava(input_ids=torch.tensor([[5], [6]]), past_key_values=cache).logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda kept: vtprune.Reduction(kept[:, :-1]), "asked to keep 9 tokens of each image and kept 8"),
+        (lambda kept: vtprune.Reduction(kept[0]), r"kept of shape \(2, kept\), got \(9,\)"),
+        (lambda kept: vtprune.Reduction(kept, features=torch.zeros(2, 3, 64)), r"features of shape \(2, 3, 64\)"),
+    ],
+    ids=["count", "batch", "features"],
+)
+def test_a_method_that_returns_nonsense_is_named(llava: Any, change: Any, message: str) -> None:
+    class Broken(ScatteredPruner):
+        def reduce(self, context: vtprune.Context, keep: int) -> vtprune.Reduction:
+            reduction: vtprune.Reduction = change(super().reduce(context, keep).kept)
+            return reduction
+
+    with vtprune.pruning(llava, Broken(), 9), pytest.raises(ValueError, match=message):
+        llava(**tiny.prompt([1, 1]))

@@ -43,7 +43,7 @@ class CachedTokens:
             return None
         columns = self.upto(seen)
         here = columns >= 0
-        return here if allowed is None else allowed.gather(1, columns.clamp_min(0)) & here
+        return here if allowed is None else allowed.to(columns.device).gather(1, columns.clamp_min(0)) & here
 
 
 @dataclass

@@ -83,6 +83,7 @@ class Engine:
         self.last_report: Report | None = None
         self._local = _Local()
         self._undo: list[Callable[[], None]] = []
+        self._entry_arguments: tuple[str, ...] = ()
         self._schedules: dict[tuple[Any, ...], list[tuple[int, ...]]] = {}
         self._check()
 
@@ -162,6 +163,7 @@ class Engine:
         encode: Any = getattr(base, "get_image_features", None)
         if not callable(encode):
             raise ValueError(f"{type(base).__name__} has no get_image_features, where image signals are collected")
+        self._entry_arguments = tuple(inspect.signature(base.forward).parameters)
         self._add(base.register_forward_pre_hook(_eager(self._enter_model), with_kwargs=True))
         parameters = inspect.signature(encode)
 
@@ -258,8 +260,7 @@ class Engine:
         """Finds the placeholders of a pass that brings images."""
         local = self._local
         local.prompt = local.record = local.run = local.finished = None
-        names = list(inspect.signature(module.forward).parameters)
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        given = {**dict(zip(self._entry_arguments, args, strict=False)), **kwargs}
         ids, embeddings = given.get("input_ids"), given.get("inputs_embeds")
         encoded = (given.get("mm_encoder_outputs") or {}).get("image")
         has_images = given.get("pixel_values") is not None or encoded is not None

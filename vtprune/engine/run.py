@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vtprune.engine.cache_state import CachedTokens, CacheState, attach_state
-from vtprune.engine.sequence import Gather, Tokens, remove, start_tokens
-from vtprune.engine.stage_context import StageContext, last_row_attention
+from vtprune.engine.selection import prune_images
+from vtprune.engine.sequence import Tokens, start_tokens
+from vtprune.engine.stage_context import last_row_attention
 from vtprune.engine.taps import AttentionStates
 from vtprune.engine.vision import VisionRecord
 from vtprune.layout import ImageLayout
-from vtprune.pruner import Reduction, Signal
+from vtprune.pruner import Signal
 from vtprune.report import Report, StageTrace
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Run:
         if visual is None:
             visual = torch.zeros(self.batch, self.length, dtype=torch.bool, device=embeddings.device)
         self.visual = visual
-        self._with_gradient = torch.is_grad_enabled()
+        self.with_gradient = torch.is_grad_enabled()
         self._cache = cache
         self._state = state or CacheState()
         self._allowed = _allowed_columns(mask, self._state, self._seen, self.length)
@@ -223,7 +224,7 @@ class Run:
             self._before[layer] = tokens
         if layer in self._plan:
             assert tokens is not None
-            gather, hidden = self._prune(layer, tokens, hidden)
+            gather, hidden = prune_images(self, layer, tokens, hidden, self._plan[layer])
             tokens = gather.after
             if not again:
                 trace = StageTrace(layer, gather.before.counts, tokens.counts, tokens.origin)
@@ -252,74 +253,6 @@ class Run:
                 replaced=replaced,
             )
         return self._views[key]
-
-    def _prune(self, layer: int, tokens: Tokens, hidden: torch.Tensor) -> tuple[Gather, torch.Tensor]:
-        """Lets the method choose, group by group, and gathers the states."""
-        targets = self._plan[layer]
-        groups: dict[tuple[ImageLayout, int, int], list[int]] = {}
-        for image, (layout, count, target) in enumerate(zip(self.layouts, tokens.counts, targets, strict=True)):
-            groups.setdefault((layout, count, target), []).append(image)
-        chosen: dict[int, torch.Tensor] = {}
-        features: dict[int, torch.Tensor] = {}
-        moved = False
-        offsets = tokens.offsets
-        for (_, count, target), images in groups.items():
-            if target == count:
-                whole = torch.arange(count, device=hidden.device)
-                for image in images:
-                    chosen[image] = whole + offsets[image]
-                continue
-            context = StageContext(self, layer, tokens, hidden, images)
-            if self.engine.pruner.merges and self._with_gradient and not torch.is_grad_enabled():
-                raise ValueError(
-                    f"{self.engine.pruner.name} makes new tokens, whose gradients reentrant checkpointing would lose "
-                    "in this release of transformers; enable it with use_reentrant=False"
-                )
-            # Methods choose their own precision; under autocast their scores would be rounded behind their back.
-            with torch.autocast(hidden.device.type, enabled=False):
-                reduction = self.engine.pruner.reduce(context, target)
-            kept, values, valid = self._arranged(reduction, context, target)
-            moved = moved or values is not None
-            for place, image in enumerate(images):
-                here = kept[place]
-                value = None if values is None else values[place]
-                if valid is not None:
-                    # Adaptive methods keep a different number in each image; that number must be known here.
-                    here, value = here[valid[place]], None if value is None else value[valid[place]]
-                chosen[image] = here + offsets[image]
-                if value is not None:
-                    features[image] = value
-        order = [chosen[image] for image in range(len(targets))]
-        numbers = torch.cat(order)
-        # Slots ascend; a method's own order only decides whose states go into which slot.
-        ascending = torch.cat([part.sort().values for part in order]) if moved else numbers
-        gather = remove(tokens, ascending, [len(part) for part in order])
-        pruned = gather.states(hidden)
-        if moved:
-            original = hidden.flatten(0, 1)[tokens.slots]
-            rows = [features.get(image, original[chosen[image]]) for image in range(len(targets))]
-            flat = pruned.flatten(0, 1).index_copy(0, gather.after.slots, torch.cat(rows).to(pruned.dtype))
-            pruned = flat.view_as(pruned)
-        return gather, pruned
-
-    def _arranged(
-        self, reduction: Reduction, context: StageContext, target: int
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Kept tokens `(batch, kept)`, their states where these change or move, and validity, in one order."""
-        kept, values, valid = reduction.kept, reduction.features, reduction.valid
-        name = self.engine.pruner.name
-        if kept.dim() != 2 or kept.shape[0] != context.batch:
-            raise ValueError(f"{name} must return kept of shape ({context.batch}, kept), got {tuple(kept.shape)}")
-        if valid is None and kept.shape[1] != target:
-            raise ValueError(f"{name} was asked to keep {target} tokens of each image and kept {kept.shape[1]}")
-        if reduction.ordered and self.engine.positions == "pack":
-            if values is None:
-                values = context.hidden.gather(1, kept.unsqueeze(-1).expand(-1, -1, context.hidden.shape[-1]))
-            return kept, values, valid
-        kept, order = kept.sort(dim=1)
-        if values is not None:
-            values = values.gather(1, order.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
-        return kept, values, None if valid is None else valid.gather(1, order)
 
     def _cached_after(self, layer: int, tokens: Tokens | None) -> CachedTokens:
         """What the layers from here on will have cached after this pass."""
