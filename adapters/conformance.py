@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch.nn.attention.flex_attention import create_block_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vtprune.adapters.base import find_adapter
@@ -225,12 +226,7 @@ def masked_logits(
                     count = int(here.sum())
                     hidden[row, here] = states[layers[stage]][row, -count:]
                 args = (hidden, *args[1:])
-            mask: torch.Tensor = allowed
-            if adapter.text_config._attn_implementation == "eager":
-                lowest = torch.finfo(hidden.dtype).min
-                mask = torch.zeros(allowed.shape, dtype=hidden.dtype, device=hidden.device)
-                mask = mask.masked_fill(~allowed, lowest)
-            kwargs["attention_mask"] = mask
+            kwargs["attention_mask"] = _ready_mask(allowed, hidden, adapter.text_config._attn_implementation)
             if positions == "pack":
                 kwargs["position_embeddings"] = adapter.rotary(hidden, kwargs["position_ids"] - before)
             return args, kwargs
@@ -249,6 +245,19 @@ def masked_logits(
         for handle in handles:
             handle.remove()
     return logits
+
+
+def _ready_mask(allowed: torch.Tensor, hidden: torch.Tensor, attention: str) -> Any:
+    """A mask `(batch, 1, length, length)` in the form that an attention implementation takes as it is."""
+    if attention == "flex_attention":
+        here = allowed.to(hidden.device)
+        batch, _, rows, columns = here.shape
+        return create_block_mask(lambda b, h, q, k: here[b, 0, q, k], batch, None, rows, columns, str(here.device))
+    if attention == "eager":
+        return torch.zeros(allowed.shape, dtype=hidden.dtype, device=hidden.device).masked_fill(
+            ~allowed.to(hidden.device), torch.finfo(hidden.dtype).min
+        )
+    return allowed
 
 
 def _copy_states(found: dict[int, torch.Tensor], layer: int) -> Callable[..., None]:

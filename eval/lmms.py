@@ -25,7 +25,7 @@ from vtprune.budget import Budget
 from vtprune.eval.memo import EncoderMemo
 from vtprune.eval.models import EMBEDDED, LoadedModel, load
 from vtprune.pruner import Pruner, Signal
-from vtprune.report import Report
+from vtprune.reporting import Report
 
 MODEL_ID = "vtprune"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,15 +11,18 @@ _checkout = Path(__file__).resolve().parents[1]
 if (_checkout / "pyproject.toml").is_file():
     __path__.append(str(_checkout))
 
-from vtprune.api import pruning, report, unwrap, wrap  # noqa: E402  (the path above must be complete first)
-from vtprune.budget import Budget  # noqa: E402
-from vtprune.context import Context  # noqa: E402
-from vtprune.layout import ImageLayout, Segment  # noqa: E402
-from vtprune.pruner import Pruner, Reduction, Signal  # noqa: E402
-from vtprune.registry import list_pruners, make_pruner, pruner_class, pruner_classes, register  # noqa: E402
-from vtprune.report import Report, StageReport  # noqa: E402
-
 if TYPE_CHECKING:
+    from vtprune.api import pruning as pruning
+    from vtprune.api import report as report
+    from vtprune.api import unwrap as unwrap
+    from vtprune.api import wrap as wrap
+    from vtprune.budget import Budget as Budget
+    from vtprune.context import Context as Context
+    from vtprune.layout import ImageLayout as ImageLayout
+    from vtprune.layout import Segment as Segment
+    from vtprune.pruner import Pruner as Pruner
+    from vtprune.pruner import Reduction as Reduction
+    from vtprune.pruner import Signal as Signal
     from vtprune.pruners.divprune import DivPrune as DivPrune
     from vtprune.pruners.entropyprune import EntropyPrune as EntropyPrune
     from vtprune.pruners.fastv import FastV as FastV
@@ -28,6 +32,13 @@ if TYPE_CHECKING:
     from vtprune.pruners.random import Random as Random
     from vtprune.pruners.stride import Stride as Stride
     from vtprune.pruners.visionzip import VisionZip as VisionZip
+    from vtprune.registry import list_pruners as list_pruners
+    from vtprune.registry import make_pruner as make_pruner
+    from vtprune.registry import pruner_class as pruner_class
+    from vtprune.registry import pruner_classes as pruner_classes
+    from vtprune.registry import register as register
+    from vtprune.reporting import Report as Report
+    from vtprune.reporting import StageReport as StageReport
 
 __version__ = "0.1.0"
 
@@ -53,14 +64,34 @@ __all__ = [
 ]
 
 
+# Loaded when first asked for: torch takes seconds to import, and the command line's --help needs none of it.
+_HOMES = {
+    "api": ("pruning", "report", "unwrap", "wrap"),
+    "budget": ("Budget",),
+    "context": ("Context",),
+    "layout": ("ImageLayout", "Segment"),
+    "pruner": ("Pruner", "Reduction", "Signal"),
+    "registry": ("list_pruners", "make_pruner", "pruner_class", "pruner_classes", "register"),
+    "reporting": ("Report", "StageReport"),
+}
+
+
 def __getattr__(name: str) -> Any:
-    """Serves every registered method under its class name, so that `vtprune.FastV(layer=2)` works."""
-    if not name.startswith("_"):
-        for cls in pruner_classes().values():
+    """Loads public names, and serves every registered method under its class name: `vtprune.FastV(layer=2)`."""
+    for home, names in _HOMES.items():
+        if name in names:
+            value = getattr(import_module(f"vtprune.{home}"), name)
+            globals()[name] = value
+            return value
+    if name == "adapters":
+        return import_module("vtprune.adapters")
+    if name[:1].isupper():
+        for cls in import_module("vtprune.registry").pruner_classes().values():
             if cls.__name__ == name:
                 return cls
     raise AttributeError(f"module 'vtprune' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *(cls.__name__ for cls in pruner_classes().values())})
+    classes = import_module("vtprune.registry").pruner_classes().values()
+    return sorted({*globals(), *__all__, *(cls.__name__ for cls in classes)})

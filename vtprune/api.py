@@ -11,7 +11,7 @@ from torch import nn
 from vtprune.budget import Budget
 from vtprune.pruner import Pruner
 from vtprune.registry import make_pruner
-from vtprune.report import Report
+from vtprune.reporting import Report
 
 if TYPE_CHECKING:
     from vtprune.engine.engine import Engine

@@ -190,6 +190,11 @@ def test_text_only_prompt_is_untouched() -> None:
         assert torch.equal(model.generate(**inputs, **STEPS, do_sample=False), plain)
         with pytest.raises(ValueError, match="has not seen a prompt with images"):
             vtprune.report(model)
+        model.generate(**tiny.prompt([1, 1]), **STEPS, do_sample=False)
+        assert vtprune.report(model).visual_tokens == 72
+        model.generate(**inputs, **STEPS, do_sample=False)
+        with pytest.raises(ValueError, match="has not seen a prompt with images"):
+            vtprune.report(model)
 
 
 def test_placeholders_without_pixels_are_refused() -> None:

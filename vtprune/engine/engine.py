@@ -19,7 +19,7 @@ from vtprune.engine.taps import AttentionStates, watch
 from vtprune.engine.vision import VisionRecord, hash_pixels
 from vtprune.layout import ImageLayout
 from vtprune.pruner import Pruner, Signal
-from vtprune.report import Report
+from vtprune.reporting import Report
 
 if TYPE_CHECKING:
     from vtprune.adapters.base import Adapter
@@ -307,6 +307,8 @@ class Engine:
         cache = kwargs.get("past_key_values")
         state = self._cached_state(cache, prompt is not None)
         if prompt is None and (state is None or not state.boundaries):
+            if embeddings.shape[1] > 1 and (cache is None or _is_empty(cache)):
+                self.last_report = None  # a prompt without images: there is nothing to tell of it
             return None
         rows: list[int] = []
         sources: list[int] = []
@@ -401,6 +403,11 @@ class Engine:
         if run is not None and output is not None:
             run.finish()
             self._local.finished = run
+
+
+def _is_empty(cache: Any) -> bool:
+    length = cache.get_seq_length()
+    return isinstance(length, int) and length == 0
 
 
 def _feature_rows(output: Any) -> int | None:

@@ -16,7 +16,7 @@ from vtprune.engine.taps import AttentionStates
 from vtprune.engine.vision import VisionRecord
 from vtprune.layout import ImageLayout
 from vtprune.pruner import Signal
-from vtprune.report import Report, StageTrace
+from vtprune.reporting import Report, StageTrace
 
 if TYPE_CHECKING:
     from vtprune.engine.engine import Engine
