@@ -1,15 +1,23 @@
-"""Writes the parts of README.md that follow from the code: `python -m vtprune.docs` in a checkout."""
+"""Writes the parts of the documents that follow from code and results, in a checkout.
+
+`python -m vtprune.docs` renews the table of methods; `python -m vtprune.docs results/sweep/results.jsonl` also puts a
+sweep's results into README.md and the model card.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from vtprune.pruner import Pruner
 from vtprune.registry import pruner_classes
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+MODEL_CARD = ROOT / "eval" / "embedded" / "model" / "README.md"
 
 
 def pruner_table() -> str:
@@ -38,6 +46,51 @@ def _stage(pruner: Pruner) -> str:
     return f"before decoder layer{'s' if len(pruner.layers) > 1 else ''} {names}"
 
 
+def sweep_table(records: list[dict[str, Any]]) -> str:
+    """The finished cells of one task as a Markdown table: methods down, budgets across.
+
+    Raises:
+        ValueError: No finished cell of the full model.
+    """
+    done = [record for record in records if record["status"] == "done"]
+    full = next((record for record in done if record["label"] == "full"), None)
+    if full is None:
+        raise ValueError("the results hold no finished cell of the full model")
+    cells = {(record["label"], record["budget_meaning"]): record for record in done}
+    labels = list(dict.fromkeys(record["label"] for record in done if record is not full))
+    budgets = list(dict.fromkeys(record["budget_meaning"] for record in done if record is not full))
+    rows = [f"| method | {' | '.join(budgets)} |", f"|---|{'--:|' * len(budgets)}"]
+    rows.append(f"| full model, {full['tokens_kept']:.0f} tokens |{f' {_percent(full)} |' * len(budgets)}")
+    for label in labels:
+        values = [_cell(cells.get((label, budget))) for budget in budgets]
+        rows.append(f"| `{label}` | {' | '.join(values)} |")
+    return "\n".join(rows)
+
+
+def kinds_table(records: list[dict[str, Any]], budget: str) -> str:
+    """The accuracies by kind of question at one budget, and of the full model, as a Markdown table."""
+    done = [record for record in records if record["status"] == "done"]
+    chosen = [record for record in done if record["label"] == "full" or record["budget_meaning"] == budget]
+    kinds = list(chosen[0]["kinds"])
+    rows = [f"| {budget} | {' | '.join(kinds)} |", f"|---|{'--:|' * len(kinds)}"]
+    for record in chosen:
+        values = [f"{100 * record['kinds'][kind]['value']:.0f}" for kind in kinds]
+        rows.append(f"| `{record['label']}` | {' | '.join(values)} |")
+    return "\n".join(rows)
+
+
+def _cell(record: dict[str, Any] | None) -> str:
+    if record is None:
+        return ""
+    average = record["average_tokens"]
+    kept = f"{average:.0f}" if average == record["tokens_kept"] else f"{average:.0f} on average"
+    return f"{_percent(record)} ({kept})"
+
+
+def _percent(record: dict[str, Any]) -> str:
+    return f"{100 * record['value']:.1f} ± {100 * record['standard_error']:.1f}"
+
+
 def replace_block(text: str, name: str, content: str) -> str:
     """`text` with `content` between the lines `<!-- begin: name -->` and `<!-- end: name -->`.
 
@@ -50,12 +103,32 @@ def replace_block(text: str, name: str, content: str) -> str:
     return f"{text[: text.index(begin)]}{begin}{content.strip()}\n{text[text.index(end) :]}"
 
 
-def main() -> None:
-    """Rewrites README.md of the checkout."""
+def main(results: str | None = None) -> None:
+    """Rewrites README.md of the checkout and, given a sweep's results, the model card.
+
+    Args:
+        results: The `results.jsonl` of a sweep over the embedded model.
+    """
     if not README.is_file():
         sys.exit(f"no {README}; run this in a checkout")
-    README.write_text(replace_block(README.read_text(encoding="utf-8"), "pruners", pruner_table()), encoding="utf-8")
+    _rewrite(README, {"pruners": pruner_table()})
+    if results is not None:
+        lines = Path(results).read_text(encoding="utf-8").splitlines()
+        records = [json.loads(line) for line in lines]
+        first = next(record for record in records if record["status"] == "done")
+        task = f"Exact match in %, ± one standard error, {first['n']} questions"
+        table = f"{task} (in brackets: visual tokens per image, true mean over the decoder layers):"
+        _rewrite(README, {"sweep": f"{table}\n\n{sweep_table(records)}"})
+        kinds = f"By kind of question at 64 tokens, in %:\n\n{kinds_table(records, '64 tokens per image')}"
+        _rewrite(MODEL_CARD, {"sweep": f"{table}\n\n{sweep_table(records)}\n\n{kinds}"})
+
+
+def _rewrite(path: Path, blocks: dict[str, str]) -> None:
+    text = path.read_text(encoding="utf-8")
+    for name, content in blocks.items():
+        text = replace_block(text, name, content)
+    path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:2])

@@ -1,0 +1,62 @@
+"""The tables that `python -m vtprune.docs` writes from a sweep's results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vtprune.docs import kinds_table, replace_block, sweep_table
+
+
+def record(label: str, budget: str, value: float, kept: float, average: float, status: str = "done") -> dict[str, Any]:
+    return {
+        "label": label,
+        "budget_meaning": budget,
+        "status": status,
+        "value": value,
+        "standard_error": 0.01,
+        "tokens_kept": kept,
+        "average_tokens": average,
+        "kinds": {"color": {"value": value}, "word": {"value": 1.0}},
+    }
+
+
+RECORDS = [
+    record("full", "all tokens", 0.9, 576, 576),
+    record("pool", "64 tokens per image", 0.8, 64, 64),
+    record("fastv", "64 tokens per image", 0.7, 64, 192),
+    record("fastv", "32 tokens per image", 0.1, 32, 168, status="failed"),
+]
+
+
+def test_sweep_table_shows_finished_cells_and_true_averages() -> None:
+    assert sweep_table(RECORDS).splitlines() == [
+        "| method | 64 tokens per image |",
+        "|---|--:|",
+        "| full model, 576 tokens | 90.0 ± 1.0 |",
+        "| `pool` | 80.0 ± 1.0 (64) |",
+        "| `fastv` | 70.0 ± 1.0 (192 on average) |",
+    ]
+
+
+def test_sweep_table_needs_the_full_model() -> None:
+    with pytest.raises(ValueError, match="full model"):
+        sweep_table(RECORDS[1:])
+
+
+def test_kinds_table_takes_one_budget() -> None:
+    assert kinds_table(RECORDS, "64 tokens per image").splitlines() == [
+        "| 64 tokens per image | color | word |",
+        "|---|--:|--:|",
+        "| `full` | 90 | 100 |",
+        "| `pool` | 80 | 100 |",
+        "| `fastv` | 70 | 100 |",
+    ]
+
+
+def test_replace_block_needs_its_marks() -> None:
+    text = "a\n<!-- begin: x -->\nold\n<!-- end: x -->\nb\n"
+    assert replace_block(text, "x", "new") == "a\n<!-- begin: x -->\nnew\n<!-- end: x -->\nb\n"
+    with pytest.raises(ValueError, match="begin: y"):
+        replace_block(text, "y", "new")
