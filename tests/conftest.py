@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
 
 # Set first: the Hub client reads its settings when it is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -33,3 +36,21 @@ def _seeded() -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
+
+
+@pytest.fixture(scope="session")
+def tiny() -> ModuleType:
+    """Helpers that put a tiny model and its questions into folders."""
+    return import_module("tiny_folder")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tiny.save_tiny_model(tmp_path_factory.mktemp("tiny-llava"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_tasks(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tiny.save_questions(tmp_path_factory.mktemp("tasks") / "tiny", 10)
+    return folder
