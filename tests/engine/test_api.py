@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import threading
 from typing import Any
 
@@ -282,3 +283,14 @@ def test_a_method_that_returns_nonsense_is_named(llava: Any, change: Any, messag
 
     with vtprune.pruning(llava, Broken(), 9), pytest.raises(ValueError, match=message):
         llava(**tiny.prompt([1, 1]))
+
+
+@torch.no_grad()
+def test_a_finished_prefill_holds_no_states(llava: Any) -> None:
+    from vtprune.engine.run import Run
+
+    inputs = tiny.prompt([1, 1])
+    with vtprune.pruning(llava, "fastv", 9):
+        llava(**inputs)
+        gc.collect()
+        assert not [found for found in gc.get_objects() if isinstance(found, Run)]

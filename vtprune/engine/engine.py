@@ -15,6 +15,7 @@ from torch import nn
 from vtprune.budget import Budget, per_layer_tokens
 from vtprune.engine.cache_state import CacheState, state_of
 from vtprune.engine.run import Run
+from vtprune.engine.sequence import Tokens
 from vtprune.engine.taps import AttentionStates, watch
 from vtprune.engine.vision import VisionRecord, hash_pixels
 from vtprune.layout import ImageLayout
@@ -44,7 +45,7 @@ class _Local(threading.local):
     prompt: _Prompt | None = None
     record: VisionRecord | None = None
     run: Run | None = None
-    finished: Run | None = None
+    left: Tokens | None = None  # of the pass that just ended; not the pass itself, which holds large states
 
 
 class Engine:
@@ -200,9 +201,9 @@ class Engine:
 
         @functools.wraps(original)
         def loss_function(logits: torch.Tensor, labels: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            run = self._local.finished
-            if run is not None and labels is not None and logits.shape[1] != labels.shape[1]:
-                labels = run.gather_labels(labels)
+            left = self._local.left
+            if left is not None and labels is not None and logits.shape[1] != labels.shape[1]:
+                labels = left.labels(labels)
             return original(logits, labels, *args, **kwargs)
 
         def undo() -> None:
@@ -259,7 +260,7 @@ class Engine:
     def _enter_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Finds the placeholders of a pass that brings images."""
         local = self._local
-        local.prompt = local.record = local.run = local.finished = None
+        local.prompt = local.record = local.run = local.left = None
         given = {**dict(zip(self._entry_arguments, args, strict=False)), **kwargs}
         ids, embeddings = given.get("input_ids"), given.get("inputs_embeds")
         encoded = (given.get("mm_encoder_outputs") or {}).get("image")
@@ -300,7 +301,7 @@ class Engine:
         """Opens a run if this pass prunes, or continues a cache that was pruned."""
         local = self._local
         prompt, record = local.prompt, local.record
-        local.prompt = local.record = local.run = local.finished = None
+        local.prompt = local.record = local.run = local.left = None
         embeddings = kwargs.get("inputs_embeds")
         if embeddings is None:
             return None
@@ -402,7 +403,7 @@ class Engine:
         run, self._local.run = self._local.run, None
         if run is not None and output is not None:
             run.finish()
-            self._local.finished = run
+            self._local.left = run.left
 
 
 def _is_empty(cache: Any) -> bool:

@@ -106,6 +106,11 @@ class Run:
         return self._state.seen
 
     @property
+    def left(self) -> Tokens | None:
+        """The tokens present now; `None` when this pass removes none."""
+        return self._current
+
+    @property
     def is_active(self) -> bool:
         """Whether any layer gets other arguments than the decoder hands out."""
         return bool(self._boundaries)
@@ -176,20 +181,6 @@ class Run:
                 state.padding = self._allowed
         if self.layouts:
             self.engine.last_report = self._report()
-
-    def gather_labels(self, labels: torch.Tensor) -> torch.Tensor:
-        """Labels of the tokens that are left, `(batch, length)`.
-
-        Fillers are neither predicted nor do they predict: the first token of a row has nothing before it.
-        """
-        if self._current is None or labels.shape[-1] != self.length:
-            return labels
-        tokens = self._current.to(labels.device)
-        labels = tokens.last_dim(labels)
-        if tokens.valid is None:
-            return labels
-        follows_filler = torch.nn.functional.pad(~tokens.valid[:, :-1], (1, 0), value=False)
-        return labels.masked_fill(~tokens.valid | follows_filler, -100)
 
     def _stage_counts(self) -> dict[int, list[int]]:
         """For each stage that removes something, the tokens of each image after it."""

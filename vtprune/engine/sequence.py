@@ -82,6 +82,18 @@ class Tokens:
             mask = mask.masked_fill(~self.valid[:, None, None, :], blocked)
         return torch.nn.functional.pad(mask, (0, keys - self.length), value=blocked) if keys > self.length else mask
 
+    def labels(self, labels: torch.Tensor) -> torch.Tensor:
+        """Training labels of the present slots from `(batch, prompt length)`.
+
+        Fillers are neither predicted nor do they predict: the first token of a row has nothing before it.
+        """
+        here = self.to(labels.device)
+        labels = here.last_dim(labels)
+        if here.valid is None:
+            return labels
+        follows_filler = torch.nn.functional.pad(~here.valid[:, :-1], (1, 0), value=False)
+        return labels.masked_fill(~here.valid | follows_filler, -100)
+
     def to(self, device: torch.device) -> Tokens:
         """The same on another device (sharded models)."""
         if self.slots.device == device:
