@@ -63,4 +63,6 @@ def anyres_layout(
     newline = torch.full((canvas.shape[0], 1), -1)
     patches = [*range(per_view), *torch.cat([canvas, newline], dim=1).flatten().tolist()]
     segments = (Segment(side, side), Segment(canvas.shape[0], canvas.shape[1], newline=True))
-    return ImageLayout(segments, tuple(patches), views=1 + rows * columns, patches_per_view=per_view)
+    return ImageLayout(
+        segments, tuple(patches), views=1 + rows * columns, patches_per_view=per_view, crops=(rows, columns)
+    )

@@ -10,6 +10,51 @@ import torch
 from vtprune.layout import ImageLayout
 
 
+class EncoderLayer(ABC):
+    """One layer of the vision tower as seen by the tokens of a stage; computed when first asked for.
+
+    `has_cls` towers look from their CLS token, others from all patches on average, as `Context.encoder_attention` does.
+    Separator tokens get -1 where a probability stands, the lowest finite number as a logit, and zero elsewhere.
+    """
+
+    @property
+    @abstractmethod
+    def attention(self) -> torch.Tensor:
+        """Attention each token's patch receives from CLS (or on average), `(batch, heads, tokens)`, probabilities."""
+
+    @property
+    @abstractmethod
+    def received(self) -> torch.Tensor:
+        """Mean attention over all query rows, the CLS row among them, `(batch, heads, tokens)`."""
+
+    @property
+    @abstractmethod
+    def logits(self) -> torch.Tensor:
+        """Scaled dot products of the CLS query with the keys, before the softmax, `(batch, heads, tokens)`.
+
+        Raises:
+            ValueError: The tower has no CLS token.
+        """
+
+    @property
+    @abstractmethod
+    def joint_attention(self) -> torch.Tensor:
+        """Attention from CLS (or on average) with all heads taken as one of full width, `(batch, tokens)`.
+
+        The softmax runs over all keys, that of CLS included, with the scale `width ** -0.5`.
+        """
+
+    @property
+    @abstractmethod
+    def keys(self) -> torch.Tensor:
+        """Keys, `(batch, heads, tokens, head_dim)`."""
+
+    @property
+    @abstractmethod
+    def output(self) -> torch.Tensor:
+        """States that leave the layer, `(batch, tokens, encoder_dim)`."""
+
+
 class Context(ABC):
     """The view of one stage that a method gets; every tensor is computed when it is first asked for.
 
@@ -25,6 +70,10 @@ class Context(ABC):
     """Images in this group."""
     tokens: int
     """Visual tokens of each image that are present at this stage."""
+    has_cls: bool
+    """Whether the vision tower has a CLS token."""
+    scaling: float
+    """Factor on the dot products of queries and keys in the decoder."""
     layout: ImageLayout
     """Where the image's tokens lie in its raster, as they were before any pruning."""
 
@@ -67,10 +116,48 @@ class Context(ABC):
     def encoder_cls(self) -> torch.Tensor:
         """The CLS token of each view beside those features, `(batch, views, encoder_dim)`."""
 
+    @abstractmethod
+    def encoder_layer(self, number: int) -> EncoderLayer:
+        """The `number`-th of the tower's layers that the method named in `encoder_layers`."""
+
     @property
     @abstractmethod
     def image_hash(self) -> torch.Tensor:
         """A number that depends on the pixels alone, `(batch,)` int64: the seed of per-image randomness."""
+
+    @abstractmethod
+    def encode_smaller(self, height: int, width: int) -> torch.Tensor:
+        """The whole picture shrunk to `height x width` patches, encoded and projected: `(batch, height * width, dim)`.
+
+        Of several views the first one, which shows the whole picture. Needs `Signal.PIXELS`.
+        """
+
+    @property
+    @abstractmethod
+    def clip_text(self) -> torch.Tensor:
+        """CLIP text embeddings of the question, one for each piece of at most 77 tokens, `(batch, pieces, clip_dim)`.
+
+        Not normalised. Needs `Signal.CLIP_TEXT`, as do the three below.
+        """
+
+    @property
+    @abstractmethod
+    def clip_text_mask(self) -> torch.Tensor:
+        """`True` where `clip_text` holds a piece, `(batch, pieces)`; at least one in each row."""
+
+    @property
+    @abstractmethod
+    def clip_text_last(self) -> torch.Tensor:
+        """The projected text state at the last, usually padded, position of the first piece, `(batch, clip_dim)`."""
+
+    @abstractmethod
+    def clip_project(self, features: torch.Tensor, *, norm: bool = True) -> torch.Tensor:
+        """Sends encoder features into CLIP's joint space, `(batch, any, encoder_dim)` to `(batch, any, clip_dim)`.
+
+        Args:
+            features: States of the vision tower.
+            norm: Whether CLIP's last layer norm comes before the projection.
+        """
 
     @property
     @abstractmethod
@@ -81,6 +168,44 @@ class Context(ABC):
     @abstractmethod
     def text_mask(self) -> torch.Tensor:
         """`True` where `text` holds a text token, `(batch, length)`; placeholders and padding are `False`."""
+
+    @property
+    @abstractmethod
+    def inputs(self) -> torch.Tensor:
+        """What the decoder was given for all of the image's tokens before any pruning, `(batch, layout.tokens, dim)`.
+
+        Needs `Signal.TEXT_EMBEDDINGS`.
+        """
+
+    @property
+    @abstractmethod
+    def slots(self) -> torch.Tensor:
+        """Where each of the image's present tokens stands in the running sequence, `(batch, tokens)`."""
+
+    @property
+    @abstractmethod
+    def text_slots(self) -> torch.Tensor:
+        """Where the text of the prompt stands in the running sequence, ascending, `(batch, texts)`.
+
+        Rows with less text are filled up with other slots at the left; `text_follows` is `False` there.
+        """
+
+    @property
+    @abstractmethod
+    def text_follows(self) -> torch.Tensor:
+        """`True` where `text_slots` names a text token behind the image, `(batch, texts)`; padding is `False`."""
+
+    @abstractmethod
+    def columns(self, slots: torch.Tensor) -> torch.Tensor:
+        """The columns in the padded prompt of slots of the running sequence, `(batch, any)`; the index into `text`."""
+
+    @abstractmethod
+    def hidden_at(self, slots: torch.Tensor) -> torch.Tensor:
+        """States that enter `layer` at slots of the running sequence `(batch, any)`: `(batch, any, dim)`."""
+
+    @abstractmethod
+    def final_norm(self, states: torch.Tensor) -> torch.Tensor:
+        """The norm that the decoder ends with, of states of any shape `(..., dim)`."""
 
     @property
     @abstractmethod
@@ -96,6 +221,62 @@ class Context(ABC):
     @abstractmethod
     def keys(self) -> torch.Tensor:
         """Key states of decoder layer `layer - 1` after rotary, `(batch, kv_heads, tokens, head_dim)`."""
+
+    @abstractmethod
+    def attention_from(self, slots: torch.Tensor) -> torch.Tensor:
+        """Attention to the image's tokens in decoder layer `layer - 1`, from slots of the running sequence.
+
+        The softmax runs over all that a query may attend to; `(batch, rows)` slots give
+        `(batch, heads, rows, tokens)` probabilities. Needs `Signal.DECODER_ATTENTION`.
+        """
+
+    @abstractmethod
+    def queries_at(self, slots: torch.Tensor) -> torch.Tensor:
+        """Like `queries`, at slots of the running sequence, `(batch, heads, any, head_dim)`."""
+
+    @abstractmethod
+    def keys_at(self, slots: torch.Tensor) -> torch.Tensor:
+        """Like `keys`, at slots of the running sequence, `(batch, kv_heads, any, head_dim)`."""
+
+    @property
+    @abstractmethod
+    def unrotated_last_token_attention(self) -> torch.Tensor:
+        """`last_token_attention` from queries and keys without rotary, `(batch, heads, tokens)`.
+
+        Needs `Signal.UNROTATED_STATES`.
+        """
+
+    @property
+    @abstractmethod
+    def next_last_token_attention(self) -> torch.Tensor:
+        """Attention from the last prompt token in decoder layer `layer` itself, were nothing removed.
+
+        `(batch, heads, tokens)`. Needs `Signal.NEXT_STATES`.
+        """
+
+    @property
+    @abstractmethod
+    def next_keys(self) -> torch.Tensor:
+        """Key states of decoder layer `layer` itself after rotary, `(batch, kv_heads, tokens, head_dim)`.
+
+        Needs `Signal.NEXT_STATES`.
+        """
+
+    @property
+    @abstractmethod
+    def next_unrotated_queries(self) -> torch.Tensor:
+        """Query states of decoder layer `layer` itself without rotary, `(batch, heads, tokens, head_dim)`.
+
+        Needs `Signal.NEXT_UNROTATED_STATES`.
+        """
+
+    @property
+    @abstractmethod
+    def next_unrotated_keys(self) -> torch.Tensor:
+        """Key states of decoder layer `layer` itself without rotary, `(batch, kv_heads, tokens, head_dim)`.
+
+        Needs `Signal.NEXT_UNROTATED_STATES`.
+        """
 
     @abstractmethod
     def project(self, features: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -35,12 +36,14 @@ class ImageLayout:
             (`view * patches_per_view + patch`); -1 for newline and separator tokens.
         views: Encoder views (thumbnail and crops) of this image.
         patches_per_view: Patches that the encoder makes of one view.
+        crops: Rows and columns of crops that follow view 0, a thumbnail; (0, 0) where there are none.
     """
 
     segments: tuple[Segment, ...]
     patches: tuple[int, ...]
     views: int
     patches_per_view: int
+    crops: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         if len(self.patches) != self.tokens:
@@ -61,6 +64,20 @@ class ImageLayout:
                 found.append(rows[:, : segment.width].contiguous())
             start += segment.tokens
         return tuple(found)
+
+    @cached_property
+    def view_shape(self) -> tuple[int, int]:
+        """Rows and columns of patches that the encoder makes of one view; patches of a view count in raster order.
+
+        Raises:
+            ValueError: Several views that are not square.
+        """
+        if self.views == 1 and len(self.segments) == 1 and self.segments[0].height * self.segments[0].width:
+            return self.segments[0].height, self.segments[0].width
+        side = math.isqrt(self.patches_per_view)
+        if side * side != self.patches_per_view:
+            raise ValueError(f"several views of {self.patches_per_view} patches each, which is no square")
+        return side, side
 
     @cached_property
     def view_tokens(self) -> tuple[torch.Tensor, ...]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import torch
 
@@ -25,10 +26,28 @@ class Signal(StrEnum):
     ENCODER_KEYS = "encoder_keys"
     ENCODER_FEATURES = "encoder_features"
     ENCODER_CLS = "encoder_cls"
+    ENCODER_LAYERS = "encoder_layers"
     IMAGE_HASH = "image_hash"
+    PIXELS = "pixels"
+    CLIP_TEXT = "clip_text"
     TEXT_EMBEDDINGS = "text_embeddings"
     DECODER_ATTENTION = "decoder_attention"
     DECODER_STATES = "decoder_states"
+    UNROTATED_STATES = "unrotated_states"
+    NEXT_STATES = "next_states"
+    NEXT_UNROTATED_STATES = "next_unrotated_states"
+
+
+class Depths(NamedTuple):
+    """How deep a model is: a method that names layers of the paper's model is fitted to it.
+
+    Args:
+        decoder: Layers of the language model.
+        encoder: Layers of the vision tower.
+    """
+
+    decoder: int
+    encoder: int
 
 
 @dataclass(frozen=True)
@@ -69,11 +88,36 @@ class Pruner(ABC):
     merges: ClassVar[bool] = False
     default_positions: ClassVar[str] = "pack"
     golden: ClassVar[str | None] = None
+    presets: ClassVar[Mapping[int, int]] = {}
+    """Budgets of published tables: nominal average -> tokens kept at the end, for 576 tokens and 32 layers."""
+
+    def fit(self, depths: Depths) -> Self:
+        """The same method with layers that suit a model; those the user chose stay.
+
+        Methods whose paper names layers of one model scale them here. Until then `layers` and `encoder_layers` are
+        those of the paper's model.
+        """
+        return self
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Decoder layers before which tokens are removed, ascending; 0 is before the language model."""
+        """Decoder layers before which tokens are removed, ascending; 0 is before the language model.
+
+        A layer may be named twice: its stages then run one after another.
+        """
         return (0,)
+
+    @property
+    def encoder_layers(self) -> tuple[int, ...]:
+        """Layers of the vision tower that `Context.encoder_layer` serves, in its order; negative from the last one.
+
+        Asked for only of methods that declare `Signal.ENCODER_LAYERS`.
+        """
+        return ()
+
+    def stage_signals(self, stage: int) -> frozenset[Signal]:
+        """The signals that a stage looks at; `signals` unless stages differ."""
+        return self.signals
 
     def schedule(self, tokens: int, keep: int) -> tuple[int, ...]:
         """Tokens of one image left after each stage, for `tokens` at the start and the budget `keep`."""
@@ -100,6 +144,21 @@ class Pruner(ABC):
             keep: Tokens to keep, at least 1 and fewer than `context.tokens`.
         """
 
+    def reduce_adaptive(self, context: Context) -> Reduction:
+        """Keeps as many tokens as the method itself finds right, at least one; for `Budget(adaptive=True)`.
+
+        Methods with a count of their own override it; images may keep different numbers by `Reduction.valid`.
+
+        Raises:
+            ValueError: The method has no count of its own.
+        """
+        raise ValueError(f"{self.name} has no token count of its own; give a budget such as 64")
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether the method can choose the number of tokens itself."""
+        return type(self).reduce_adaptive is not Pruner.reduce_adaptive
+
     def config(self) -> dict[str, Any]:
         """The hyper-parameters as plain data, for logs and result files."""
         return dataclasses.asdict(self)
@@ -111,3 +170,50 @@ def check_layer(layer: int, *, lowest: int = 0, owner: str) -> None:
         raise TypeError(f"{owner}: layer must be an integer, got {layer!r}")
     if layer < lowest:
         raise ValueError(f"{owner}: layer must be at least {lowest}, got {layer}; layer k means before decoder layer k")
+
+
+def check_flag(owner: str, name: str, value: object) -> None:
+    """Refuses a hyper-parameter that is neither `True` nor `False`."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{owner}: {name} must be True or False, got {value!r}")
+
+
+def check_stages(stages: object, *, lowest: int = 0, owner: str) -> None:
+    """Refuses stages that are no ascending tuple of decoder layers, `lowest` or above; `None` is allowed."""
+    if stages is None:
+        return
+    if not isinstance(stages, tuple) or not stages:
+        raise TypeError(f"{owner}: stages must be a tuple of decoder layers or None, got {stages!r}")
+    for layer in stages:
+        check_layer(layer, lowest=lowest, owner=owner)
+    if list(stages) != sorted(set(stages)):
+        raise ValueError(f"{owner}: stages must ascend, got {stages!r}")
+
+
+def scale_layers(layers: tuple[int, ...], depth: int, paper_depth: int, *, lowest: int = 1) -> tuple[int, ...]:
+    """Moves the layers of a paper's model to the same relative depth of another one, distinct and ascending.
+
+    Args:
+        layers: Ascending layers of the paper's model.
+        depth: Layers of the model at hand.
+        paper_depth: Layers of the paper's model.
+        lowest: The first layer allowed.
+
+    Raises:
+        ValueError: The model has too few layers for that many stages.
+
+    Example:
+        >>> scale_layers((8, 16, 24), 32, 32), scale_layers((8, 16, 24), 8, 32)
+        ((8, 16, 24), (2, 4, 6))
+    """
+    if depth - lowest < len(layers):
+        raise ValueError(f"{len(layers)} stages do not fit into {depth} layers; name fewer stages")
+    scaled: list[int] = []
+    for layer in layers:
+        below = scaled[-1] + 1 if scaled else lowest
+        scaled.append(max(below, round(layer * depth / paper_depth)))
+    highest = depth
+    for place in reversed(range(len(scaled))):
+        highest = min(highest - 1, scaled[place])
+        scaled[place] = highest
+    return tuple(scaled)

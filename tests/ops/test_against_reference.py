@@ -7,12 +7,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from vtprune.ops import reference
 from vtprune.ops.entropy import _sum_from_eigenvalues, _sum_from_resolvents, matrix_entropy
 from vtprune.ops.hashing import random_keys
 from vtprune.ops.max_min import max_min
 from vtprune.ops.merge import merge_into_targets
 from vtprune.ops.pool import block_pool, cell_pool
+from vtprune.ops.reference import seeds as reference
 from vtprune.ops.residual import drop_redundant
 from vtprune.ops.similarity import geometric_blend, min_max, text_relevance
 from vtprune.ops.spread import grid_cells

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
+import re
 from pathlib import Path
-from typing import Any
 
+import golden_files
 import numpy as np
 import pytest
 import torch
 from fakes import FakeContext
+from golden_files import FOLDER, TOLERANCE, cases, chosen, load, one, square
 
 from vtprune.layout import grid_layout
 from vtprune.ops.entropy import matrix_entropy
 from vtprune.ops.pool import block_pool, scale_kernel
-from vtprune.pruner import Reduction
 from vtprune.pruners.divprune import DivPrune
 from vtprune.pruners.entropyprune import EntropyPrune
 from vtprune.pruners.fastv import FastV
@@ -23,52 +23,12 @@ from vtprune.pruners.m3 import M3
 from vtprune.pruners.visionzip import VisionZip
 from vtprune.registry import pruner_classes
 
-FOLDER = Path(os.environ.get("VTPRUNE_GOLDENS", Path(__file__).parents[1] / "goldens"))
-TOLERANCE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
-
-Arrays = dict[str, Any]
-
-
-def load(name: str) -> Arrays:
-    with np.load(FOLDER / name, allow_pickle=False) as stored:
-        return {key: stored[key] for key in stored.files}
-
-
-def cases(arrays: Arrays) -> list[Arrays]:
-    """The arrays of each case under their bare names, with those that it shares; never none."""
-    numbers = sorted(
-        {int(key[1:].split("_")[0]) for key in arrays if key[0] == "c" and key[1:].split("_")[0].isdigit()}
-    )
-    assert numbers, "the golden file holds no case"
-    found = []
-    for number in numbers:
-        prefix = f"c{number}_"
-        own = {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
-        letter = str(own.get("data_key", ""))
-        shared = {key.removesuffix(f"_{letter}"): value for key, value in arrays.items() if key.endswith(f"_{letter}")}
-        found.append({**shared, **own} if letter else own)
-    return found
-
-
-def one(array: Any) -> torch.Tensor:
-    """A stored array as a batch of one."""
-    return torch.as_tensor(array)[None]
-
-
-def square(tokens: int) -> Any:
-    """A layout for `tokens`, which the method under test does not look into."""
-    return grid_layout(1, tokens)
-
-
-def chosen(reduction: Reduction) -> list[int]:
-    indices: list[int] = reduction.kept[0].tolist()
-    return indices
-
 
 def test_every_golden_file_named_by_a_pruner_is_walked_here() -> None:
     named = {cls.golden for cls in pruner_classes().values() if cls.golden}
-    here = {"divprune.npz", "entropyprune.npz", "fastv.npz", "flashvlm.npz", "m3.npz", "visionzip.npz"}
-    assert named >= here
+    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_golden*.py"))
+    walked = set(re.findall(r'load\("(\w+\.npz)"\)', tests))
+    assert named <= walked
     missing = [name for name in sorted(named) if not (FOLDER / name).is_file()]
     assert not missing, f"golden files missing from the folder: {missing}"
 
@@ -79,7 +39,7 @@ def test_file_without_cases_is_no_success() -> None:
 
 
 def test_missing_file_is_no_success(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(globals(), "FOLDER", tmp_path)
+    monkeypatch.setattr(golden_files, "FOLDER", tmp_path)
     with pytest.raises(FileNotFoundError):
         test_fastv()
 

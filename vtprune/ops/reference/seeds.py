@@ -1,4 +1,4 @@
-"""The operations as plain loops over one picture, to be read beside the papers; tests hold the fast ones to them."""
+"""Plain loops of the operations behind the first methods."""
 
 from __future__ import annotations
 
