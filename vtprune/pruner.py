@@ -60,6 +60,8 @@ class Reduction:
             leaves each survivor as it is. A merged token takes the place of the token named in `kept`.
         valid: `(batch, kept)` booleans when images keep different numbers of tokens (adaptive methods); `False`
             entries are ignored. Costs one host synchronisation; leave `None` for fixed budgets.
+        sizes: How many tokens each survivor stands for, `(batch, kept)`, for proportional attention: from this stage on
+            its logarithm is added to every attention logit of the survivor as a key. `None` for plain attention.
         ordered: Keep the order of `kept` in the sequence where positions are packed. By default survivors stand in
             raster order.
     """
@@ -67,6 +69,7 @@ class Reduction:
     kept: torch.Tensor
     features: torch.Tensor | None = None
     valid: torch.Tensor | None = None
+    sizes: torch.Tensor | None = None
     ordered: bool = False
 
 
