@@ -13,7 +13,9 @@ from torch import nn
 from transformers.masking_utils import create_causal_mask
 
 from vtprune.costs import DecoderShape
+from vtprune.engine.cache_names import CACHE
 from vtprune.layout import ImageLayout
+from vtprune.pruner import Depths
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,14 @@ class Vision:
 
     Args:
         attention: Attention module of the encoder layer whose output feeds the projector.
+        layers: All encoder layers in order; each has its attention as `self_attn`.
         feature_layers: Encoder layers whose outputs hold the CLS tokens beside the projected features.
         projector: Module that maps encoder features to the decoder's width, token by token.
         has_cls: Whether row 0 of each view is a CLS token that the model drops before projecting.
     """
 
     attention: nn.Module
+    layers: tuple[nn.Module, ...]
     feature_layers: tuple[nn.Module, ...]
     projector: nn.Module
     has_cls: bool
@@ -76,6 +80,16 @@ class Adapter(ABC):
         """The decoder's sizes, for the cost model."""
         return DecoderShape.from_config(self.text_config)
 
+    @property
+    def depths(self) -> Depths:
+        """Layers of the decoder and of the vision tower."""
+        return Depths(len(self.layers), len(self.vision.layers))
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm that the decoder ends with."""
+        return _module(self.decoder, "norm")
+
     def attention_module(self, layer: int) -> nn.Module:
         """The self-attention module of a decoder layer."""
         return _module(self.layers[layer], "self_attn")
@@ -89,6 +103,20 @@ class Adapter(ABC):
         """The position embeddings that decoder layers take, for these positions `(batch, length)`."""
         return _module(self.decoder, "rotary_emb")(hidden, position_ids=position_ids)
 
+    def without_rotation(self, position_embeddings: Any) -> Any:
+        """Position embeddings of the same form that rotate nothing.
+
+        Raises:
+            ValueError: The form is not the usual pair of cosines and sines.
+        """
+        if not isinstance(position_embeddings, tuple) or len(position_embeddings) != 2:
+            raise ValueError(
+                f"{type(self.model).__name__} has no pair of rotary tables that could be left out; choose a method "
+                "that does not need unrotated states"
+            )
+        cosines, sines = position_embeddings
+        return torch.ones_like(cosines), torch.zeros_like(sines)
+
     def causal_mask(self, hidden: torch.Tensor, keys: torch.Tensor | None, cache: Any, layer: int) -> Any:
         """The mask for `hidden` at `layer`, in the form that the attention implementation wants.
 
@@ -98,13 +126,14 @@ class Adapter(ABC):
             cache: The model's cache or `None`.
             layer: Index of the layer, whose own cache length counts.
         """
+        arguments: dict[str, Any] = {CACHE: cache}
         return create_causal_mask(
             config=self.text_config,
             inputs_embeds=hidden,
             attention_mask=keys,
-            past_key_values=cache,
             position_ids=None,
             layer_idx=layer,
+            **arguments,
         )
 
     @property
@@ -119,6 +148,22 @@ class Adapter(ABC):
     @abstractmethod
     def layouts(self, pixel_values: torch.Tensor, **inputs: Any) -> list[ImageLayout]:
         """The layout of each image, in prompt order, from the arguments of `get_image_features`."""
+
+    def encode_smaller(self, pixel_values: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """Encodes and projects whole pictures shrunk to `height x width` patches, `(images, height * width, dim)`.
+
+        Args:
+            pixel_values: As the processor made them; of several views of an image the first shows the whole picture.
+            height: Rows of patches.
+            width: Patches in a row.
+
+        Raises:
+            ValueError: The family's tower takes pictures of one size only.
+        """
+        raise ValueError(
+            f"the vision tower of {type(self.model).__name__} is not known to take smaller pictures; shrink them in "
+            "the processor instead"
+        )
 
     def typical_layout(self) -> ImageLayout | None:
         """The layout of every image where the family has only one, so that budgets can be checked when wrapping."""

@@ -14,6 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from vtprune.adapters.base import find_adapter
 from vtprune.api import pruning, report, unwrap, wrap
 from vtprune.context import Context
+from vtprune.engine.run import weighed_mask
 from vtprune.pruner import Pruner, Reduction
 
 Inputs = Mapping[str, torch.Tensor]
@@ -133,6 +134,7 @@ def oracle_error(
     keep: float = 0.3,
     use_cache: bool = False,
     pruner: Pruner | None = None,
+    options: Mapping[str, Any] | None = None,
     **forward: Any,
 ) -> float:
     """Largest difference of logits between the wrapped model and a full-length run that only masks.
@@ -148,16 +150,17 @@ def oracle_error(
         keep: Share of the visual tokens kept.
         use_cache: Whether the wrapped model fills a cache.
         pruner: A method to check instead.
+        options: More arguments for `vtprune.wrap`.
         **forward: More arguments for both forward passes.
     """
     call: Any = model
     adapter = find_adapter(model)
     method = pruner or ScatteredPruner(tuple(layers))
     merged: dict[int, torch.Tensor] = {}
-    with pruning(model, method, keep, positions=positions):  # type: ignore[arg-type]
+    with pruning(model, method, keep, positions=positions, **(options or {})):  # type: ignore[arg-type]
         handles = [
             adapter.layers[layer].register_forward_pre_hook(_copy_states(merged, layer), with_kwargs=True)
-            for layer in (method.layers if method.merges else ())
+            for layer in (set(method.layers) if method.merges else ())
         ]
         try:
             pruned = call(**inputs, use_cache=use_cache, **forward).logits
@@ -166,14 +169,18 @@ def oracle_error(
                 handle.remove()
         account = report(model)
     visual = inputs["input_ids"] == adapter.image_token_id
-    present = []
-    for stage in account.stages:
-        here = ~visual
+    present, weights = [], []
+    # Of several stages before one layer the last one tells what the layer sees.
+    last = {stage.layer: stage for stage in account.stages}
+    for stage in last.values():
+        here, bias = ~visual, torch.zeros(visual.shape, device=visual.device)
         for row, kept in enumerate(stage.kept):
             here[row, kept.to(here.device)] = True
+            if stage.sizes is not None and len(kept):
+                bias[row, kept.to(here.device)] = torch.cat(stage.sizes[row]).log().to(bias.device)
         present.append(here)
-    stages = [stage.layer for stage in account.stages]
-    full = masked_logits(model, inputs, stages, present, positions, merged, **forward)
+        weights.append(bias)
+    full = masked_logits(model, inputs, list(last), present, positions, merged, weights, **forward)
     left = present[-1] if present else torch.ones_like(visual)
     real = inputs.get("attention_mask")
     real = torch.ones_like(visual) if real is None else real.bool()
@@ -193,6 +200,7 @@ def masked_logits(
     present: Sequence[torch.Tensor],
     positions: str,
     states: Mapping[int, torch.Tensor] | None = None,
+    weights: Sequence[torch.Tensor] | None = None,
     **forward: Any,
 ) -> torch.Tensor:
     """Logits of an unwrapped full-length run in which the absent tokens are masked as keys from each layer on.
@@ -205,6 +213,7 @@ def masked_logits(
         positions: `"pack"` gives present tokens the positions they would have without the absent ones.
         states: For merging methods the states of the present tokens that enter a stage's layer,
             `(batch, present, dim)`, which replace those of the full-length run.
+        weights: What is added to the attention logits of each token as a key after each stage, `(batch, length)`.
         **forward: More arguments for the forward pass.
     """
     adapter = find_adapter(model)
@@ -226,7 +235,10 @@ def masked_logits(
                     count = int(here.sum())
                     hidden[row, here] = states[layers[stage]][row, -count:]
                 args = (hidden, *args[1:])
-            kwargs["attention_mask"] = _ready_mask(allowed, hidden, adapter.text_config._attn_implementation)
+            mask = _ready_mask(allowed, hidden, adapter.text_config._attn_implementation)
+            if weights and bool(weights[stage].any()):
+                mask = weighed_mask(mask, weights[stage].to(hidden.device), hidden)
+            kwargs["attention_mask"] = mask
             if positions == "pack":
                 kwargs["position_embeddings"] = adapter.rotary(hidden, kwargs["position_ids"] - before)
             return args, kwargs

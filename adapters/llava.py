@@ -46,7 +46,27 @@ class LlavaAdapter(Adapter):
         if not isinstance(attention, nn.Module):
             raise ValueError(f"encoder layer {type(layers[numbers[-1]]).__name__} has no self_attn")
         projector = self.base.get_submodule("multi_modal_projector")
-        return Vision(attention, tuple(layers[number] for number in numbers), projector, has_cls)
+        return Vision(attention, tuple(layers), tuple(layers[number] for number in numbers), projector, has_cls)
+
+    def encode_smaller(self, pixel_values: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """Shrinks by bicubic interpolation with anti-aliasing, and interpolates the tower's position embeddings."""
+        config: Any = self.model.config
+        pictures = pixel_values[:, 0] if pixel_values.dim() == 5 else pixel_values
+        patch = self._patch_size()
+        small = nn.functional.interpolate(
+            pictures.float(), (height * patch, width * patch), mode="bicubic", antialias=True, align_corners=False
+        )
+        tower: Any = self.base.get_submodule("vision_tower")
+        states = tower(
+            small.to(next(tower.parameters()).dtype), output_hidden_states=True, interpolate_pos_encoding=True
+        ).hidden_states
+        chosen = config.vision_feature_layer
+        layers = [chosen] if isinstance(chosen, int) else list(chosen)
+        features = [states[layer][:, int(self.vision.has_cls) :] for layer in layers]
+        projector: Any = self.base.get_submodule("multi_modal_projector")
+        # `forward` and not the module itself: the picture in full size was recorded by its hooks.
+        projected: torch.Tensor = projector.forward(torch.cat(features, dim=-1))
+        return projected
 
     def layouts(self, pixel_values: torch.Tensor, **inputs: Any) -> list[ImageLayout]:
         """One view an image; the grid follows from the picture's size and the patch size."""

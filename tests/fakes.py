@@ -117,6 +117,7 @@ class FakeContext(Context):
         self.signals = frozenset(Signal) if signals is None else signals
         self.layer = layer
         self.depth = 4
+        self.stage = 0
         self.batch, self.tokens = tensors["hidden"].shape[:2]
 
     def images(self, which: Sequence[int]) -> FakeContext:

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, DynamicCache, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from vtprune.costs import DecoderShape, average_tokens, kv_bytes, prefill_flops
+from vtprune.engine.cache_names import CACHE
 
 SHAPE = DecoderShape(layers=2, hidden=8, heads=2, kv_heads=1, head_dim=4, intermediate=16, vocab=10)
 
@@ -55,7 +56,7 @@ def test_kv_bytes_match_the_cache(kv_heads: int, dtype: torch.dtype) -> None:
     model = tiny_llava(kv_heads, "sdpa").to(dtype)
     ids = torch.randint(6, 199, (2, 21))
     with torch.no_grad():
-        cache = model(input_ids=ids, past_key_values=DynamicCache()).past_key_values
+        cache = model(input_ids=ids, **{CACHE: DynamicCache()})[CACHE]
     held = sum(tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values))
     shape = DecoderShape.from_config(model.config.get_text_config())
     assert kv_bytes(shape, [21] * 3, batch=2, bytes_per_value=dtype.itemsize) == held

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
@@ -13,8 +16,13 @@ from transformers import (
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     SiglipVisionConfig,
 )
+
+import vtprune
+from vtprune.pruner import Pruner, Signal
+from vtprune.text_tower import TextTower
 
 IMAGE = 299
 PAD = 0
@@ -161,3 +169,49 @@ def anyres_prompt(sizes: list[tuple[int, int]], model: PreTrainedModel, *, seed:
         "pixel_values": pixels,
         "image_sizes": image_sizes,
     }
+
+
+class TinyText(nn.Module):
+    """The mean of random embeddings, and the one of the last position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(300, 16)
+
+    def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        states = self.embedding(ids)
+        return states.mean(1), states[:, -1]
+
+
+@cache
+def text_tower() -> TextTower:
+    """CLIP's text side for the tiny vision tower, with random weights."""
+    torch.manual_seed(1)
+    norm, projection = nn.LayerNorm(32), nn.Linear(32, 16, bias=False)
+
+    def tokenize(texts: Any) -> list[list[int]]:
+        return [[1, *(int(word[1:]) for word in text.split()), 2] for text in texts]
+
+    return TextTower(TinyText(), tokenize, norm, projection, length=8, padding=2)
+
+
+@cache
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Words `w3` to `w298` for the ids of tiny models."""
+    special = {"<pad>": PAD, "<s>": 1, "</s>": 2, "<image>": IMAGE}
+    words = Tokenizer(models.WordLevel(special | {f"w{number}": number for number in range(3, IMAGE)}, unk_token="w3"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        additional_special_tokens=["<image>"],
+    )
+
+
+def question_side(pruner: str | Pruner) -> dict[str, Any]:
+    """The arguments of `wrap` for methods that compare patches with the question; none for others."""
+    if Signal.CLIP_TEXT not in vtprune.make_pruner(pruner).signals:
+        return {}
+    return {"text_tower": text_tower(), "processor": tokenizer()}

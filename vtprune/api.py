@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from torch import nn
 
 from vtprune.budget import Budget
-from vtprune.pruner import Pruner
+from vtprune.pruner import Pruner, Signal
 from vtprune.registry import make_pruner
 from vtprune.reporting import Report
 
 if TYPE_CHECKING:
+    from vtprune.adapters.base import Adapter
     from vtprune.engine.engine import Engine
+    from vtprune.question import QuestionReader
+    from vtprune.text_tower import TextTower
 
 _ATTRIBUTE = "_vtprune_engine"
 
@@ -23,24 +27,32 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 
 def wrap(
     model: ModelT,
-    pruner: str | Pruner,
+    pruner: str | Pruner | Sequence[str | Pruner],
     budget: int | float | str | Budget,
     *,
     positions: Literal["keep", "pack"] | None = None,
     images_per_prompt: int | None = None,
+    text_tower: str | PathLike[str] | TextTower | None = None,
+    processor: Any = None,
     **options: Any,
 ) -> ModelT:
     """Makes a vision-language model prune its visual tokens, in place; `generate` is called as before.
 
     Args:
         model: A conditional-generation model of transformers whose family has an adapter.
-        pruner: Name of a method, or an instance such as `vtprune.FastV(layer=2)`.
+        pruner: Name of a method, an instance such as `vtprune.FastV(layer=2)`, or a list of these, which run in order
+            under the one budget (`["visionzip", "pyramiddrop"]`).
         budget: An integer is tokens per image, a float in (0, 1] a ratio; see `Budget` for averages and FLOPs.
             A budget that keeps everything leaves the output bit-identical.
         positions: `"keep"` lets survivors keep their rotary positions, `"pack"` renumbers them without gaps. The
             default is that of the code behind the method's published numbers.
         images_per_prompt: Promise that every prompt of a batch holds this many images; a batch is then pruned
             without asking the device which image belongs to which prompt.
+        text_tower: CLIP's text side, for methods that compare patches with the question: a name of open_clip such as
+            `"ViT-L-14-336-quickgelu/openai"`, a folder with a CLIP model of transformers, `"embedded"`, or a loaded
+            `TextTower`. The default is the one that belongs to the model's vision tower.
+        processor: The model's processor or tokenizer, with which the same methods read the question from the prompt;
+            by default that of the model's own folder.
         **options: Hyper-parameters of a method that is given by name.
 
     Returns:
@@ -67,7 +79,9 @@ def wrap(
         raise ValueError(
             f"{type(model).__name__} is wrapped already, with {_engine(model)!r}; call vtprune.unwrap(model) first"
         )
-    engine = Engine(model, find_adapter(model), method, limit, where, images_per_prompt)
+    adapter = find_adapter(model)
+    tower, reader = _question_side(adapter, method, text_tower, processor)
+    engine = Engine(model, adapter, method, limit, where, images_per_prompt, tower, reader)
     engine.attach()
     model.__dict__[_ATTRIBUTE] = engine
     return model
@@ -93,11 +107,13 @@ def unwrap(model: ModelT) -> ModelT:
 @contextmanager
 def pruning(
     model: ModelT,
-    pruner: str | Pruner,
+    pruner: str | Pruner | Sequence[str | Pruner],
     budget: int | float | str | Budget,
     *,
     positions: Literal["keep", "pack"] | None = None,
     images_per_prompt: int | None = None,
+    text_tower: str | PathLike[str] | TextTower | None = None,
+    processor: Any = None,
     **options: Any,
 ) -> Iterator[ModelT]:
     """`wrap` for the length of a `with` block; undone also when the block raises.
@@ -106,7 +122,16 @@ def pruning(
         >>> with pruning(model, "visionzip", budget=128):  # doctest: +SKIP
         ...     output = model.generate(**inputs)
     """
-    wrap(model, pruner, budget, positions=positions, images_per_prompt=images_per_prompt, **options)
+    wrap(
+        model,
+        pruner,
+        budget,
+        positions=positions,
+        images_per_prompt=images_per_prompt,
+        text_tower=text_tower,
+        processor=processor,
+        **options,
+    )
     try:
         yield model
     finally:
@@ -125,6 +150,27 @@ def report(model: nn.Module) -> Report:
     if engine.last_report is None:
         raise ValueError("the wrapped model has not seen a prompt with images yet; run it first")
     return engine.last_report
+
+
+def _question_side(
+    adapter: Adapter, method: Pruner, text_tower: str | PathLike[str] | TextTower | None, processor: Any
+) -> tuple[TextTower | None, QuestionReader | None]:
+    """What a method needs to compare patches with the question; nothing for others."""
+    if Signal.CLIP_TEXT not in method.signals:
+        return None, None
+    from vtprune.question import QuestionReader, load_tokenizer
+    from vtprune.text_tower import load_text_tower
+
+    model: Any = adapter.model
+    if not adapter.vision.has_cls:
+        raise ValueError(
+            f"{method.name} compares patches with text in CLIP's joint space, but the vision tower of "
+            f"{type(model).__name__} is no CLIP tower with a CLS token; choose another method (vtprune list)"
+        )
+    tower = load_text_tower(text_tower, model.config.vision_config)
+    weight = next(adapter.vision.projector.parameters())
+    reader = QuestionReader(load_tokenizer(model) if processor is None else processor, adapter.image_token_id)
+    return tower.to(weight.device), reader
 
 
 def _engine(model: nn.Module) -> Engine | None:

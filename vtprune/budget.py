@@ -1,4 +1,4 @@
-"""How many visual tokens may stay: four ways to say it, resolved into a number per image."""
+"""How many visual tokens may stay: five ways to say it, resolved into a number per image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vtprune.costs import DecoderShape, average_tokens, prefill_flops
 from vtprune.layout import ImageLayout
 from vtprune.pruner import Pruner
 
-_KINDS = ("tokens", "ratio", "average", "flops")
+_KINDS = ("tokens", "ratio", "average", "flops", "adaptive")
 _PER = ("image", "view", "prompt")
 _CONVENTIONS = ("true", "nominal")
 
@@ -21,7 +21,7 @@ _ROUNDING = 1 + 1e-9
 
 @dataclass(frozen=True)
 class Budget:
-    """How many visual tokens may stay; exactly one of the first four is given.
+    """How many visual tokens may stay; exactly one of the first five is given.
 
     Args:
         tokens: Tokens that stay. More than there are keeps all.
@@ -30,10 +30,13 @@ class Budget:
             fewer at the end, so that the mean is met; it is never exceeded.
         flops: Share of the language model's prefill FLOPs for the unpruned prompt, in (0, 1], never exceeded. All
             images of the prompt shrink by one factor.
+        adaptive: `True` leaves the number to the method, image by image; only for methods with a count of their own.
         per: What `tokens`, `ratio` and `average` speak of: each image, each encoder view (thumbnail or crop) or all
             images of the prompt together, which then share by size.
         convention: For `average`. `"true"` counts the tokens that a layer really processes; `"nominal"` counts the
-            layer just before a removal with what is left after it, as published tables of some methods do.
+            layer just before a removal with what is left after it, as published tables of some methods do. Where such
+            a table's own setting is known (`Pruner.presets`), 576 tokens and 32 layers get exactly that one, whose
+            mean may miss its name by a little.
 
     Raises:
         TypeError: A value of the wrong type, or not exactly one of the four kinds.
@@ -48,6 +51,7 @@ class Budget:
     ratio: float | None = None
     average: float | None = None
     flops: float | None = None
+    adaptive: bool | None = None
     per: Literal["image", "view", "prompt"] = "image"
     convention: Literal["true", "nominal"] = "true"
 
@@ -68,6 +72,10 @@ class Budget:
             _check_real(
                 "flops", self.flops, highest=1, hint="it is a share of the unpruned prompt's, such as flops=0.3"
             )
+        if self.adaptive is not None and self.adaptive is not True:
+            raise TypeError(f"Budget: adaptive must be True or left out, got {self.adaptive!r}")
+        if self.adaptive and self.per != "image":
+            raise ValueError(f"Budget: per={self.per!r} has no meaning for an adaptive budget; leave it out")
         if self.per not in _PER:
             raise ValueError(f"Budget: per must be one of {', '.join(map(repr, _PER))}, got {self.per!r}")
         if self.convention not in _CONVENTIONS:
@@ -85,7 +93,8 @@ class Budget:
     def parse(cls, value: int | float | str | Budget) -> Budget:
         """Reads a budget in short form: an integer is tokens per image, a float in (0, 1] a ratio.
 
-        Text is read the same way; a kind may stand in front: `"64"`, `"0.25"`, `"average:64"`, `"flops:0.3"`.
+        Text is read the same way; a kind may stand in front: `"64"`, `"0.25"`, `"average:64"`, `"flops:0.3"`; the
+        average that published tables name is `"nominal:64"`, and `"adaptive"` leaves the number to the method.
 
         Raises:
             TypeError: Neither a number, a text nor a `Budget`.
@@ -93,7 +102,7 @@ class Budget:
 
         Example:
             >>> Budget.parse("average:64")
-            Budget(tokens=None, ratio=None, average=64, flops=None, per='image', convention='true')
+            Budget(tokens=None, ratio=None, average=64, flops=None, adaptive=None, per='image', convention='true')
         """
         if isinstance(value, Budget):
             return value
@@ -109,6 +118,8 @@ class Budget:
 
     @classmethod
     def _parse_text(cls, text: str) -> Self:
+        if text.strip() == "adaptive":
+            return cls(adaptive=True)
         kind, _, number = text.rpartition(":")
         kind = kind.strip()
         try:
@@ -118,10 +129,13 @@ class Budget:
                 value = float(number)
             except ValueError:
                 value = math.nan
-        if math.isnan(value) or kind not in ("", *_KINDS):
+        if math.isnan(value) or kind not in ("", "nominal", *_KINDS[:-1]):
             raise ValueError(
-                f"{text!r} is no budget; write tokens per image (64), a ratio in (0, 1] (0.25), average:64 or flops:0.3"
+                f"{text!r} is no budget; write tokens per image (64), a ratio in (0, 1] (0.25), average:64, "
+                "nominal:64, flops:0.3 or adaptive"
             )
+        if kind == "nominal":
+            return cls(average=value, convention="nominal")
         if not kind:
             kind = "tokens" if isinstance(value, int) else "ratio"
         options: dict[str, Any] = {kind: value}
@@ -132,6 +146,8 @@ class Budget:
             return f"{self.tokens} {'token' if self.tokens == 1 else 'tokens'} per {self.per}"
         if self.ratio is not None:
             return f"{100 * self.ratio:.12g}% of the tokens of each {self.per}"
+        if self.adaptive:
+            return "as many tokens as the method finds right"
         if self.average is not None:
             return f"{self.average:.12g} tokens per {self.per} on average over the decoder layers ({self.convention})"
         return f"{100 * (self.flops or 0):.12g}% of the language model's prefill FLOPs of each prompt"
@@ -150,6 +166,12 @@ class Budget:
         Raises:
             ValueError: Out of reach for this method and prompt: even one token per image is too much.
         """
+        if self.adaptive:
+            return [image.tokens for image in images]
+        if self.convention == "nominal" and self.per == "image" and self.average is not None:
+            presets = [pruner.preset(self.average, image.tokens, shape.layers) for image in images]
+            if all(keep is not None for keep in presets):
+                return [keep for keep in presets if keep is not None]
         together = self.per == "prompt" or self.flops is not None
         keeps: list[int] = []
         for group in [images] if together and images else [[image] for image in images]:

@@ -62,6 +62,8 @@ class Context(ABC):
     here. `batch` counts images, not prompts. Asking for a signal that the method did not declare raises `KeyError`.
     """
 
+    stage: int
+    """Number of the stage among those of the method, or of the chain that it is part of."""
     layer: int
     """Decoder layer that the survivors enter; 0 is before the language model."""
     depth: int

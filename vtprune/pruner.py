@@ -91,6 +91,8 @@ class Pruner(ABC):
     merges: ClassVar[bool] = False
     default_positions: ClassVar[str] = "pack"
     golden: ClassVar[str | None] = None
+    whole_images: ClassVar[bool] = False
+    """Whether the method needs all tokens of an image, as they lie in its raster, so that nothing can come before."""
     presets: ClassVar[Mapping[int, int]] = {}
     """Budgets of published tables: nominal average -> tokens kept at the end, for 576 tokens and 32 layers."""
 
@@ -138,6 +140,15 @@ class Pruner(ABC):
         """
         return keep
 
+    def stage_encoder_layers(self, stage: int) -> tuple[int, ...]:
+        """The layers that `Context.encoder_layer` serves to a stage; `encoder_layers` unless stages differ."""
+        return self.encoder_layers
+
+    @property
+    def weighs_attention(self) -> bool:
+        """Whether reductions carry `sizes`, which needs an attention implementation with additive masks."""
+        return False
+
     @abstractmethod
     def reduce(self, context: Context, keep: int) -> Reduction:
         """Chooses `keep` of the `context.tokens` tokens of every image.
@@ -161,6 +172,16 @@ class Pruner(ABC):
     def is_adaptive(self) -> bool:
         """Whether the method can choose the number of tokens itself."""
         return type(self).reduce_adaptive is not Pruner.reduce_adaptive
+
+    def preset(self, average: float, tokens: int, depth: int) -> int | None:
+        """The budget with which published tables reach a nominal average; `None` where there is none.
+
+        Args:
+            average: Tokens on average over the decoder layers, counted nominally.
+            tokens: Tokens of the image; published tables speak of 576.
+            depth: Decoder layers; published tables speak of 32.
+        """
+        return self.presets.get(round(average)) if (tokens, depth, average % 1) == (576, 32, 0) else None
 
     def config(self) -> dict[str, Any]:
         """The hyper-parameters as plain data, for logs and result files."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
@@ -86,8 +87,10 @@ def pruner_class(name: str) -> type[Pruner]:
     raise ValueError(f"unknown pruner {name!r}; {hint}")
 
 
-def make_pruner(pruner: str | Pruner, **options: Any) -> Pruner:
-    """Turns a name (with hyper-parameters) or a ready instance into a method.
+def make_pruner(pruner: str | Pruner | Sequence[str | Pruner], **options: Any) -> Pruner:
+    """Turns a name (with hyper-parameters), a ready instance or a list of either into a method.
+
+    A list, or names joined by `/`, is a `Chain`: its methods run one after another under one budget.
 
     Raises:
         TypeError: Neither a name nor a `Pruner`, or a hyper-parameter that the method does not have.
@@ -101,6 +104,12 @@ def make_pruner(pruner: str | Pruner, **options: Any) -> Pruner:
         if options:
             raise TypeError(f"options {sorted(options)} go with a pruner's name, not with the instance {pruner!r}")
         return pruner
+    if isinstance(pruner, str) and "/" in pruner:
+        pruner = pruner.split("/")
+    if isinstance(pruner, list | tuple):
+        from vtprune.chain import Chain
+
+        return Chain(tuple(make_pruner(part) for part in pruner), **options)
     if isinstance(pruner, str):
         cls = pruner_class(pruner)
         known = set(cls.__dataclass_fields__)
@@ -109,4 +118,4 @@ def make_pruner(pruner: str | Pruner, **options: Any) -> Pruner:
         return cls(**options)
     if isinstance(pruner, type) and issubclass(pruner, Pruner):
         raise TypeError(f"got the class {pruner.__name__}; pass an instance, {pruner.__name__}(), or its name")
-    raise TypeError(f"pruner must be a name or a vtprune.Pruner, got {pruner!r}")
+    raise TypeError(f"pruner must be a name, a vtprune.Pruner or a list of these, got {pruner!r}")

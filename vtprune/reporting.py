@@ -25,6 +25,7 @@ class StageReport:
         kept: For each sample the positions of its surviving visual tokens in the padded prompt, ascending.
         images: For each sample and each of its images the surviving tokens, numbered within the image, ascending.
             Of a merged token this names the one whose place it took.
+        sizes: Beside `images` how many tokens each survivor stands for in attention; `None` for plain attention.
     """
 
     layer: int
@@ -32,6 +33,7 @@ class StageReport:
     after: int
     kept: list[torch.Tensor]
     images: list[list[torch.Tensor]]
+    sizes: list[list[torch.Tensor]] | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class StageTrace:
     before: tuple[int, ...]
     after: tuple[int, ...]
     origin: torch.Tensor
+    bias: torch.Tensor | None = None
 
 
 class Report:
@@ -159,17 +162,23 @@ class Report:
     def _stage(self, trace: StageTrace) -> StageReport:
         assert self._columns is not None
         origin, columns = trace.origin.cpu(), self._columns.cpu()
+        weights = None if trace.bias is None else trace.bias.cpu().exp()
         kept: list[torch.Tensor] = []
         images: list[list[torch.Tensor]] = []
+        sizes: list[list[torch.Tensor]] = []
         start, first, number = 0, 0, 0
         for row in self.layouts:
             of_row, positions = [], []
+            sizes.append([])
             for layout in row:
                 count = trace.after[number]
                 of_image = origin[start : start + count]
                 of_row.append(of_image)
+                if weights is not None:
+                    sizes[-1].append(weights[start : start + count])
                 positions.append(columns[first + of_image] % self._prompt_length)
                 start, first, number = start + count, first + layout.tokens, number + 1
             images.append(of_row)
             kept.append(torch.cat(positions).sort().values if positions else torch.empty(0, dtype=torch.long))
-        return StageReport(trace.layer, sum(trace.before), sum(trace.after), kept, images)
+        before, after = sum(trace.before), sum(trace.after)
+        return StageReport(trace.layer, before, after, kept, images, None if weights is None else sizes)

@@ -16,6 +16,7 @@ import vtprune
 from vtprune import Budget
 from vtprune.adapters import find_adapter
 from vtprune.adapters.conformance import ScatteredPruner, footprint
+from vtprune.engine.cache_names import CACHE
 
 
 @pytest.fixture
@@ -234,7 +235,7 @@ def test_bfloat16(llava: Any) -> None:
     inputs = tiny.prompt([1, 1], padding="left")
     inputs["pixel_values"] = inputs["pixel_values"].bfloat16()
     for name in vtprune.list_pruners():
-        with vtprune.pruning(llava, name, 9):
+        with vtprune.pruning(llava, name, 9, **tiny.question_side(name)):
             assert llava(**inputs).logits.isfinite().all()
 
 
@@ -259,10 +260,10 @@ def test_torch_compile_of_a_method_that_reads_decoder_attention(llava: Any) -> N
         compiled: Any = torch.compile(llava, backend="eager")
         for _ in range(2):
             torch.testing.assert_close(compiled(**inputs).logits, llava(**inputs).logits)
-        cache = compiled(**inputs, use_cache=True).past_key_values
-        step = compiled(input_ids=torch.tensor([[5], [6]]), past_key_values=cache).logits
-        cache = llava(**inputs, use_cache=True).past_key_values
-        torch.testing.assert_close(step, llava(input_ids=torch.tensor([[5], [6]]), past_key_values=cache).logits)
+        cache = compiled(**inputs, use_cache=True)[CACHE]
+        step = compiled(input_ids=torch.tensor([[5], [6]]), **{CACHE: cache}).logits
+        cache = llava(**inputs, use_cache=True)[CACHE]
+        torch.testing.assert_close(step, llava(input_ids=torch.tensor([[5], [6]]), **{CACHE: cache}).logits)
 
 
 @torch.no_grad()

@@ -43,7 +43,14 @@ def test_pruned_equals_masked(family: str, name: str, positions: str) -> None:
             pruner = vtprune.make_pruner(name)
             made = inputs(family)
             error = oracle_error(
-                model(family, attention), made, (), positions, keep=0.3, pruner=pruner, use_cache=use_cache
+                model(family, attention),
+                made,
+                (),
+                positions,
+                keep=0.3,
+                pruner=pruner,
+                use_cache=use_cache,
+                options=tiny.question_side(name),
             )
             assert error < 1e-4
 
@@ -52,9 +59,11 @@ def test_pruned_equals_masked(family: str, name: str, positions: str) -> None:
 @torch.no_grad()
 def test_one_row_and_right_padding_equal_masked(family: str, name: str) -> None:
     pruner = vtprune.make_pruner(name)
-    assert oracle_error(model(family), inputs(family, 1), (), "keep", pruner=pruner) < 1e-4
+    options = tiny.question_side(name)
+    assert oracle_error(model(family), inputs(family, 1), (), "keep", pruner=pruner, options=options) < 1e-4
     if family == "llava":
-        assert oracle_error(model(family), inputs(family, 3, "right"), (), "keep", pruner=pruner) < 1e-4
+        made = inputs(family, 3, "right")
+        assert oracle_error(model(family), made, (), "keep", pruner=pruner, options=options) < 1e-4
 
 
 @every_pruner
@@ -65,14 +74,14 @@ def test_keep_all_is_bit_identical(family: str, name: str) -> None:
     plain = llava(**made).logits
     tokens = int((made["input_ids"] == tiny.IMAGE).sum(1).max())
     for budget in (1.0, tokens, tokens + 1, 10**6):
-        with vtprune.pruning(llava, name, budget):
+        with vtprune.pruning(llava, name, budget, **tiny.question_side(name)):
             assert torch.equal(llava(**made).logits, plain)
             report = vtprune.report(llava)
             assert report.stages == []
             assert report.average_tokens == pytest.approx(report.visual_tokens / 3)
     text = {"max_new_tokens": 4, "do_sample": False}
     expected = llava.generate(**made, **text)
-    with vtprune.pruning(llava, name, 1.0):
+    with vtprune.pruning(llava, name, 1.0, **tiny.question_side(name)):
         assert torch.equal(llava.generate(**made, **text), expected)
 
 
@@ -84,7 +93,7 @@ def test_exactly_the_budget_survives_and_text_is_untouched(family: str, name: st
     pruner = vtprune.make_pruner(name)
     visual = made["input_ids"] == tiny.IMAGE
     for keep in (5, 9, 20):
-        with vtprune.pruning(llava, pruner, keep):
+        with vtprune.pruning(llava, pruner, keep, **tiny.question_side(name)):
             logits = llava(**made).logits
             report = vtprune.report(llava)
         stage = report.stages[-1]
@@ -105,7 +114,7 @@ def test_exactly_the_budget_survives_and_text_is_untouched(family: str, name: st
 def test_kept_set_does_not_depend_on_batch_mates(family: str, name: str) -> None:
     llava: Any = model(family)
     made = inputs(family)
-    with vtprune.pruning(llava, name, 9):
+    with vtprune.pruning(llava, name, 9, **tiny.question_side(name)):
         llava(**made)
         together = vtprune.report(llava).stages[-1].images
         for row in range(3):
@@ -123,7 +132,7 @@ def test_generate_gives_the_prompt_and_new_tokens(family: str, name: str) -> Non
     llava: Any = model(family)
     made = inputs(family)
     settings: dict[str, Any] = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
-    with vtprune.pruning(llava, name, 9):
+    with vtprune.pruning(llava, name, 9, **tiny.question_side(name)):
         cached = llava.generate(**made, **settings)
         length = made["input_ids"].shape[1]
         assert torch.equal(cached[:, :length], made["input_ids"])
@@ -170,7 +179,7 @@ def test_prefill_never_waits_for_the_device(name: str, rows: int) -> None:
         return mode.counts
 
     stock = syncs()
-    with vtprune.pruning(llava, name, 9, images_per_prompt=1):
+    with vtprune.pruning(llava, name, 9, images_per_prompt=1, **tiny.question_side(name)):
         assert syncs() - stock == Counter()
 
 

@@ -14,6 +14,7 @@ from transformers import DynamicCache
 
 import vtprune
 from vtprune.adapters.conformance import ScatteredPruner
+from vtprune.engine.cache_names import CACHE
 
 STEPS: dict[str, Any] = {"max_new_tokens": 6, "min_new_tokens": 6}
 POSITIONS = ["keep", "pack"]
@@ -70,16 +71,16 @@ def test_second_turn_on_one_cache(positions: Any, stages: tuple[int, ...]) -> No
     inputs = tiny.prompt([1, 1, 1], padding="left")
     with vtprune.pruning(model, ScatteredPruner(stages), 0.3, positions=positions):
         past = DynamicCache(config=model.config.get_text_config())
-        first = model.generate(**inputs, **STEPS, do_sample=False, past_key_values=past)
+        first = model.generate(**inputs, **STEPS, do_sample=False, **{CACHE: past})
         assert past.get_seq_length() == first.shape[1] - 1
         ids = torch.cat([first, torch.randint(3, 298, (3, 5))], dim=1)
         grown = ids.shape[1] - inputs["attention_mask"].shape[1]
         mask = torch.nn.functional.pad(inputs["attention_mask"], (0, grown), value=1)
         branch = copy.deepcopy(past)
         turn: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, **STEPS, "do_sample": False}
-        second = model.generate(**turn, past_key_values=past)
+        second = model.generate(**turn, **{CACHE: past})
         recomputed = model.generate(**turn, pixel_values=inputs["pixel_values"], use_cache=False)
-        branched = model.generate(**turn, past_key_values=branch)
+        branched = model.generate(**turn, **{CACHE: branch})
     assert torch.equal(second, recomputed)
     assert torch.equal(second, branched)
 
@@ -96,8 +97,8 @@ def test_second_turn_brings_an_image(positions: Any, stages: tuple[int, ...]) ->
     }
     with vtprune.pruning(model, ScatteredPruner(stages), 0.3, positions=positions):
         past = DynamicCache(config=model.config.get_text_config())
-        model(**first, past_key_values=past, use_cache=True)
-        turned = model(**second, past_key_values=past, use_cache=True).logits
+        model(**first, use_cache=True, **{CACHE: past})
+        turned = model(**second, use_cache=True, **{CACHE: past}).logits
         whole = model(**both, use_cache=False).logits
     assert (turned[:, -5:] - whole[:, -5:]).abs().max() < 1e-4
 
@@ -113,7 +114,7 @@ def test_hand_written_decoding_loop_without_positions_or_mask(stages: tuple[int,
         tokens = []
         for _ in range(6):
             tokens.append(output.logits[:, -1:].argmax(-1))
-            output = model(input_ids=tokens[-1], past_key_values=output.past_key_values)
+            output = model(input_ids=tokens[-1], **{CACHE: output[CACHE]})
     assert torch.equal(torch.cat(tokens, dim=1), expected)
 
 
@@ -123,9 +124,9 @@ def test_layers_cache_their_own_lengths() -> None:
     with vtprune.pruning(model, ScatteredPruner((2, 4)), vtprune.Budget(tokens=9)):
         output = model(**inputs, use_cache=True)
     length = inputs["input_ids"].shape[1]
-    held = [output.past_key_values.get_seq_length(layer) for layer in range(tiny.LAYERS)]
+    held = [output[CACHE].get_seq_length(layer) for layer in range(tiny.LAYERS)]
     assert held == [length, length, length - 18, length - 18, length - 27, length - 27]
-    assert output.past_key_values.get_seq_length() == length
+    assert output[CACHE].get_seq_length() == length
 
 
 def test_assisted_decoding_crops_the_cache() -> None:
@@ -144,25 +145,25 @@ def test_cropping_into_the_pruned_prompt_is_refused() -> None:
     model = llava()
     inputs = tiny.prompt([1])
     with vtprune.pruning(model, ScatteredPruner((2,)), 0.3):
-        past = model(**inputs, use_cache=True).past_key_values
+        past = model(**inputs, use_cache=True)[CACHE]
         past.crop(-16)
         with pytest.raises(ValueError, match="cropped"):
-            model(input_ids=torch.tensor([[5]]), past_key_values=past)
+            model(input_ids=torch.tensor([[5]]), **{CACHE: past})
 
 
 @torch.no_grad()
 def test_reset_cache_starts_anew() -> None:
     model = llava()
     one, two = tiny.prompt([1]), tiny.prompt([1], seed=4)
-    stock = model(**one, use_cache=True).past_key_values
+    stock = model(**one, use_cache=True)[CACHE]
     stock.reset()
     if stock.get_seq_length():
         pytest.skip("reset() of this release of transformers leaves a dynamic cache as long as it was")
     with vtprune.pruning(model, ScatteredPruner((0, 2)), 0.3):
-        past = model(**one, use_cache=True).past_key_values
+        past = model(**one, use_cache=True)[CACHE]
         past.reset()
         assert past.get_seq_length() == 0
-        reused = model(**two, past_key_values=past, use_cache=True).logits
+        reused = model(**two, use_cache=True, **{CACHE: past}).logits
         fresh = model(**two, use_cache=True).logits
     assert torch.equal(reused, fresh)
 
@@ -178,7 +179,7 @@ def test_two_caches_interleave() -> None:
             for number, output in enumerate(outputs):
                 token = output.logits[:, -1:].argmax(-1)
                 texts[number].append(int(token))
-                outputs[number] = model(input_ids=token, past_key_values=output.past_key_values)
+                outputs[number] = model(input_ids=token, **{CACHE: output[CACHE]})
     assert texts == [alone[0][0, -6:].tolist(), alone[1][0, -6:].tolist()]
 
 

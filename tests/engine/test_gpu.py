@@ -54,7 +54,7 @@ def test_wrapping_adds_no_synchronisation(name: str, rows: int) -> None:
         return sum("synchronizing" in str(warning.message) for warning in caught)
 
     stock = syncs()
-    with vtprune.pruning(model, name, 9, images_per_prompt=1):
+    with vtprune.pruning(model, name, 9, images_per_prompt=1, **tiny.question_side(name)):
         assert syncs() <= stock
 
 
@@ -64,7 +64,7 @@ def test_static_cache_as_generate_compiles_it(name: str) -> None:
     model.cuda()
     inputs = on_device(tiny.prompt([1, 1], padding="left"))
     settings: dict[str, Any] = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
-    with vtprune.pruning(model, name, 9):
+    with vtprune.pruning(model, name, 9, **tiny.question_side(name)):
         dynamic = model.generate(**inputs, **settings)
         static = model.generate(**inputs, **settings, cache_implementation="static")
     assert torch.equal(dynamic, static)

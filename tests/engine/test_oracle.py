@@ -116,7 +116,7 @@ def test_unwrap_leaves_nothing(family: str, name: str) -> None:
     made = tiny.prompt([1, 1]) if family == "llava" else tiny.anyres_prompt([(48, 96), (96, 48)], llava)
     plain = llava(**made).logits
     before = footprint(llava)
-    vtprune.wrap(llava, name, 9)
+    vtprune.wrap(llava, name, 9, **tiny.question_side(name))
     try:
         llava(**made)
     finally:

@@ -57,13 +57,13 @@ class Spy(Pruner):
 class SpyWithoutCls(Spy):
     """The same for towers without a CLS token."""
 
-    signals: ClassVar[frozenset[Signal]] = frozenset(Signal) - {Signal.ENCODER_CLS}
+    signals: ClassVar[frozenset[Signal]] = frozenset(Signal) - {Signal.ENCODER_CLS, Signal.CLIP_TEXT}
 
 
 @torch.no_grad()
 def spy(model: Any, inputs: dict[str, torch.Tensor], pruner: type[Spy] = Spy) -> dict[str, Any]:
     pruner.seen.clear()
-    with vtprune.pruning(model, pruner(), 9):
+    with vtprune.pruning(model, pruner(), 9, **tiny.question_side(pruner())):
         model(**inputs)
     assert len(pruner.seen) == 1
     return pruner.seen[0]

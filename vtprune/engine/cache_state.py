@@ -20,12 +20,14 @@ class CachedTokens:
         end: Columns that `columns` accounts for.
         fillers: Whether some slots are fillers.
         shift: How far packed positions lie behind the prompt's own, `(batch, 1)`; `None` where positions are kept.
+        bias: Added to the attention logits of each slot, `(batch, slots)`; nothing is added to those behind.
     """
 
     columns: torch.Tensor
     end: int
     fillers: bool
     shift: torch.Tensor | None
+    bias: torch.Tensor | None = None
 
     def upto(self, seen: int) -> torch.Tensor:
         """`columns` with the tokens behind them, up to prompt column `seen`."""
@@ -33,6 +35,10 @@ class CachedTokens:
             return self.columns
         tail = torch.arange(self.end, seen, device=self.columns.device).expand(self.columns.shape[0], -1)
         return torch.cat([self.columns, tail], dim=1)
+
+    def bias_upto(self, seen: int) -> torch.Tensor | None:
+        """`bias` with zeros for the tokens behind, up to prompt column `seen`."""
+        return None if self.bias is None else torch.nn.functional.pad(self.bias, (0, seen - self.end))
 
     def keys(self, allowed: torch.Tensor | None, seen: int) -> torch.Tensor | None:
         """Which cached slots may be attended to, `(batch, slots)`, from the same for all prompt columns so far.
@@ -90,7 +96,8 @@ class CacheState:
                     f"the cache was cropped to {self.seen} tokens, into the pruned prompt of {cached.end}; crop only "
                     "what came after the prompt's images, or start from an empty cache"
                 )
-            self.boundaries[layer] = replace(cached, columns=cached.columns[:, :-surplus], end=self.seen)
+            bias = None if cached.bias is None else cached.bias[:, :-surplus]
+            self.boundaries[layer] = replace(cached, columns=cached.columns[:, :-surplus], end=self.seen, bias=bias)
         if self.padding is not None:
             self.padding = self.padding[:, : self.seen]
 

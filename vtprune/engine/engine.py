@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from vtprune.budget import Budget, per_layer_tokens
+from vtprune.engine.cache_names import cache_in
 from vtprune.engine.cache_state import CacheState, state_of
-from vtprune.engine.run import Run
+from vtprune.engine.run import DECODER_STATES, NEXT, UNROTATED, Run
 from vtprune.engine.sequence import Tokens
-from vtprune.engine.taps import AttentionStates, watch
+from vtprune.engine.taps import AttentionStates, implementation, watch
 from vtprune.engine.vision import VisionRecord, hash_pixels
 from vtprune.layout import ImageLayout
 from vtprune.pruner import Pruner, Signal
@@ -24,11 +25,12 @@ from vtprune.reporting import Report
 
 if TYPE_CHECKING:
     from vtprune.adapters.base import Adapter
+    from vtprune.question import QuestionReader
+    from vtprune.text_tower import TextTower
 
 _RUN = "vtprune_run"
 _RECORD = "_vtprune_record"
 _ENCODER_STATES = frozenset({Signal.ENCODER_ATTENTION, Signal.ENCODER_KEYS})
-_DECODER_STATES = frozenset({Signal.DECODER_ATTENTION, Signal.DECODER_STATES})
 
 
 @dataclass
@@ -37,6 +39,7 @@ class _Prompt:
 
     visual: torch.Tensor
     record: VisionRecord | None
+    ids: torch.Tensor | None
 
 
 class _Local(threading.local):
@@ -58,6 +61,8 @@ class Engine:
         budget: How many tokens stay.
         positions: `"keep"` or `"pack"`.
         images_per_prompt: Images in every row of a batch, if that is promised; saves asking the device.
+        text_tower: CLIP's text side, for methods that compare patches with the question.
+        question_reader: Reads the question from a prompt's tokens, for the same methods.
 
     Raises:
         ValueError: The method, its layers, the budget or its signals do not fit the model.
@@ -71,10 +76,14 @@ class Engine:
         budget: Budget,
         positions: str,
         images_per_prompt: int | None = None,
+        text_tower: TextTower | None = None,
+        question_reader: QuestionReader | None = None,
     ) -> None:
         self.model = model
         self.adapter = adapter
-        self.pruner = pruner
+        self.pruner = pruner.fit(adapter.depths)
+        self.text_tower = text_tower
+        self.question_reader = question_reader
         self.budget = budget
         self.positions = positions
         self.images_per_prompt = images_per_prompt
@@ -86,6 +95,7 @@ class Engine:
         self._undo: list[Callable[[], None]] = []
         self._entry_arguments: tuple[str, ...] = ()
         self._schedules: dict[tuple[Any, ...], list[tuple[int, ...]]] = {}
+        self.encoder_layers = self._named_encoder_layers()
         self._check()
 
     def __repr__(self) -> str:
@@ -96,10 +106,10 @@ class Engine:
             "a wrapped model cannot be copied or pickled: its hooks belong to it; call vtprune.unwrap first"
         )
 
-    @property
-    def needs_decoder_states(self) -> bool:
-        """Whether the method looks at query and key states of decoder layers."""
-        return bool(self.pruner.signals & _DECODER_STATES)
+    def stages_with(self, signals: frozenset[Signal]) -> set[int]:
+        """Decoder layers of the stages that look at any of some signals."""
+        layers = self.pruner.layers
+        return {layer for stage, layer in enumerate(layers) if self.pruner.stage_signals(stage) & signals}
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
         """Encoder features to decoder width, without being recorded."""
@@ -111,6 +121,8 @@ class Engine:
         if not images:
             return []
         key = (*((image.tokens, image.views) for image in images), text_tokens)
+        if self.budget.adaptive:
+            return [(image.tokens,) * len(self.pruner.layers) for image in images]
         if key not in self._schedules:
             keeps = self.budget.resolve(self.pruner, images, self.shape, text_tokens)
             self._schedules[key] = [
@@ -137,18 +149,50 @@ class Engine:
         while self._undo:
             self._undo.pop()()
 
+    def _named_encoder_layers(self) -> tuple[int, ...]:
+        """The encoder layers that the method looks at, counted from 0."""
+        if Signal.ENCODER_LAYERS not in self.pruner.signals:
+            return ()
+        depth = len(self.vision.layers)
+        named = self.pruner.encoder_layers
+        if any(not -depth <= layer < depth for layer in named):
+            raise ValueError(
+                f"{self.pruner.name} looks at encoder layers {named}, but the vision tower of "
+                f"{type(self.model).__name__} has layers 0 to {depth - 1}; choose layers in that range"
+            )
+        return tuple(layer % depth for layer in named)
+
     def _check(self) -> None:
         layers = self.pruner.layers
-        if list(layers) != sorted(set(layers)) or not layers:
+        if list(layers) != sorted(layers) or not layers:
             raise ValueError(f"{self.pruner.name}: stages must be at ascending layers, got {layers}")
         if layers[0] < 0 or layers[-1] >= len(self.layers):
             raise ValueError(
                 f"{self.pruner.name} prunes before decoder layer {layers[-1] if layers[0] >= 0 else layers[0]}, but "
                 f"{type(self.model).__name__} has layers 0 to {len(self.layers) - 1}; choose a layer in that range"
             )
-        if self.needs_decoder_states and layers[0] == 0:
+        behind = DECODER_STATES | UNROTATED
+        if 0 in self.stages_with(behind):
             raise ValueError(
                 f"{self.pruner.name} looks at the decoder layer before its stage, so its layer must be 1 or more, got 0"
+            )
+        for stage, layer in enumerate(layers[1:], start=1):
+            if layer == layers[stage - 1] and self.pruner.stage_signals(stage) & behind:
+                raise ValueError(
+                    f"{self.pruner.name}: a stage before layer {layer} looks at layer {layer - 1}, which saw tokens "
+                    "that another stage before the same layer removes; give one of them another layer"
+                )
+        if self.pruner.weighs_attention and (name := implementation(self.adapter.attention_module(0))) not in (
+            "sdpa",
+            "eager",
+        ):
+            raise ValueError(
+                f"{self.pruner.name} adds to attention logits, which {name!r} cannot; load the model with "
+                "attn_implementation='sdpa', or set proportional_attention=False"
+            )
+        if self.budget.adaptive and not self.pruner.is_adaptive:
+            raise ValueError(
+                f"{self.pruner.name} has no token count of its own for an adaptive budget; give a number such as 64"
             )
         if Signal.ENCODER_CLS in self.pruner.signals and not self.vision.has_cls:
             raise ValueError(
@@ -181,6 +225,11 @@ class Engine:
                 self._add(layer.register_forward_hook(_eager(self._see_cls)))
         if signals & _ENCODER_STATES:
             self._undo.append(watch(self.vision.attention, self._see_encoder_attention))
+        for number in set(self.encoder_layers):
+            layer = self.vision.layers[number]
+            self._add(layer.register_forward_hook(_eager(functools.partial(self._see_encoder_output, number))))
+            watcher = functools.partial(self._see_encoder_layer, number)
+            self._undo.append(watch(layer.get_submodule("self_attn"), watcher))
 
     def _attach_decoder(self) -> None:
         decoder = self.adapter.decoder
@@ -189,10 +238,10 @@ class Engine:
         for number, layer in enumerate(self.layers):
             hook = functools.partial(self._before_layer, number)
             self._add(layer.register_forward_pre_hook(_eager(hook), with_kwargs=True))
-        if self.needs_decoder_states:
-            for stage in self.pruner.layers:
-                watcher = functools.partial(self._see_decoder_attention, stage - 1)
-                self._undo.append(watch(self.adapter.attention_module(stage - 1), watcher))
+        behind = {layer - 1 for layer in self.stages_with(DECODER_STATES | UNROTATED)}
+        for number in behind | self.stages_with(NEXT):
+            watcher = functools.partial(self._see_decoder_attention, number)
+            self._undo.append(watch(self.adapter.attention_module(number), watcher))
 
     def _attach_loss(self) -> None:
         model: Any = self.model
@@ -227,6 +276,8 @@ class Engine:
         record = VisionRecord(self.adapter.layouts(pixel_values, **arguments), self.vision.has_cls)
         if Signal.IMAGE_HASH in self.pruner.signals:
             record.image_hash = hash_pixels(pixel_values)
+        if Signal.PIXELS in self.pruner.signals:
+            record.pixels = pixel_values
         self._local.record = record
         output = encode(*args, **kwargs)
         found = _feature_rows(output)
@@ -253,8 +304,17 @@ class Engine:
         if self._local.record is not None:
             self._local.record.states = states
 
+    def _see_encoder_layer(self, layer: int, states: AttentionStates) -> None:
+        if self._local.record is not None:
+            self._local.record.layer_states[layer] = states
+
+    def _see_encoder_output(self, layer: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._local.record is not None:
+            self._local.record.layer_outputs[layer] = output if isinstance(output, torch.Tensor) else output[0]
+
     def _see_decoder_attention(self, layer: int, states: AttentionStates) -> None:
         if self._local.run is not None:
+            self._local.run.peek.receive(layer, states)
             self._local.run.keep_states(layer, states)
 
     def _enter_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -284,7 +344,7 @@ class Engine:
                     "image features were computed before the model was wrapped, or split for chunked prefill; compute "
                     "them with the wrapped model and leave prefill_chunk_size unset"
                 )
-        local.prompt = _Prompt(visual, record)
+        local.prompt = _Prompt(visual, record, ids if Signal.CLIP_TEXT in self.pruner.signals else None)
 
     def _placeholders(self, ids: torch.Tensor | None, embeddings: torch.Tensor | None) -> torch.Tensor:
         if ids is not None:
@@ -305,7 +365,7 @@ class Engine:
         embeddings = kwargs.get("inputs_embeds")
         if embeddings is None:
             return None
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         state = self._cached_state(cache, prompt is not None)
         if prompt is None and (state is None or not state.boundaries):
             if embeddings.shape[1] > 1 and (cache is None or _is_empty(cache)):
@@ -328,6 +388,7 @@ class Engine:
             record=record if prompt is not None else None,
             rows=rows,
             sources=sources,
+            ids=None if prompt is None else prompt.ids,
         )
         if state is not None and kwargs.get("position_ids") is None:
             # The decoder would count from the length of its first layer's cache, which may have been pruned.

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vtprune.engine.cache_names import cache_in
 from vtprune.engine.cache_state import CachedTokens, CacheState, attach_state
-from vtprune.engine.selection import prune_images
+from vtprune.engine.peek import Peek
+from vtprune.engine.query_rows import attention_from
+from vtprune.engine.selection import Step, prune_images
 from vtprune.engine.sequence import Tokens, start_tokens
-from vtprune.engine.stage_context import last_row_attention
 from vtprune.engine.taps import AttentionStates
 from vtprune.engine.vision import VisionRecord
 from vtprune.layout import ImageLayout
@@ -20,6 +24,11 @@ from vtprune.reporting import Report, StageTrace
 
 if TYPE_CHECKING:
     from vtprune.engine.engine import Engine
+    from vtprune.text_tower import TextEmbeddings
+
+DECODER_STATES = frozenset({Signal.DECODER_ATTENTION, Signal.DECODER_STATES})
+UNROTATED = frozenset({Signal.UNROTATED_STATES})
+NEXT = frozenset({Signal.NEXT_STATES, Signal.NEXT_UNROTATED_STATES})
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,7 @@ class Run:
         record: The vision run whose images they are.
         rows: Row of each image.
         sources: For each image its number in the record.
+        ids: The prompt's token ids, `(batch, length)`, where the method reads the question.
     """
 
     def __init__(
@@ -66,6 +76,7 @@ class Run:
         record: VisionRecord | None,
         rows: Sequence[int],
         sources: Sequence[int],
+        ids: torch.Tensor | None = None,
     ) -> None:
         self.engine = engine
         self.embeddings = embeddings if Signal.TEXT_EMBEDDINGS in engine.pruner.signals else None
@@ -79,13 +90,15 @@ class Run:
             visual = torch.zeros(self.batch, self.length, dtype=torch.bool, device=embeddings.device)
         self.visual = visual
         self.with_gradient = torch.is_grad_enabled()
+        self.peek = Peek()
+        self._ids = ids
         self._cache = cache
         self._state = state or CacheState()
         self._allowed = _allowed_columns(mask, self._state, self._seen, self.length)
         # Padding among the tokens of this pass; the tokens cached before are not part of it.
         self.padding = None if self._allowed is None else self._allowed[:, -self.length :]
 
-        self._plan = self._stage_counts()
+        self._plan = self._steps()
         self._boundaries = sorted({*self._plan, *self._state.boundaries})
         self._start: Tokens | None = start_tokens(self.visual, self.rows, self.counts) if self._plan else None
         self._before: dict[int, Tokens] = {}
@@ -93,6 +106,7 @@ class Run:
         self._views: dict[tuple[int, str, int, int], View] = {}
         self._cached: dict[int, CachedTokens] = {}
         self._states: dict[int, AttentionStates] = {}
+        self._unrotated: dict[int, AttentionStates] = {}
         self._traces: list[StageTrace] = []
         self._current = self._start
 
@@ -118,7 +132,43 @@ class Run:
     @property
     def taps(self) -> set[int]:
         """Decoder layers whose query and key states a stage of this pass needs."""
-        return {layer - 1 for layer in self._plan} if self.engine.needs_decoder_states else set()
+        return {layer - 1 for layer in self._plan if layer in self.engine.stages_with(DECODER_STATES)}
+
+    @cached_property
+    def question(self) -> TextEmbeddings:
+        """CLIP text embeddings of each row's question; reading it waits for the device once."""
+        reader, tower = self.engine.question_reader, self.engine.text_tower
+        if self._ids is None:
+            raise ValueError(
+                f"{self.engine.pruner.name} reads the question from the prompt's tokens: pass input_ids, not "
+                "inputs_embeds alone"
+            )
+        assert reader is not None
+        assert tower is not None
+        return tower.encode(reader.read(self._ids, None if self.padding is None else self.padding))
+
+    def visual_inputs(self, images: Sequence[int]) -> torch.Tensor:
+        """What the decoder was given for all tokens of images of one layout, `(images, tokens, dim)`."""
+        assert self.embeddings is not None
+        assert self._start is not None
+        slots = self._start.of_images(self._start.slots, images)
+        return self.embeddings.flatten(0, 1)[slots.to(self.embeddings.device)]
+
+    def is_text(self, tokens: Tokens) -> torch.Tensor:
+        """Slots that hold text, `(batch, length)`: no visual token, no padding, no filler."""
+        text = self._is_visual(tokens).logical_not()
+        present = self._present(tokens)
+        return text if present is None else text & present
+
+    def text_slots(self, tokens: Tokens) -> torch.Tensor:
+        """Slots that hold no visual token, ascending, filled up at the left, `(batch, texts)`."""
+        visual_first = torch.sort(self._is_visual(tokens).to(torch.uint8), dim=1, descending=True, stable=True)
+        return visual_first.indices[:, tokens.length - tokens.texts :]
+
+    @staticmethod
+    def _is_visual(tokens: Tokens) -> torch.Tensor:
+        flat = torch.zeros(tokens.batch * tokens.length, dtype=torch.bool, device=tokens.slots.device)
+        return flat.index_fill(0, tokens.slots, True).view(tokens.batch, -1)
 
     def keep_states(self, layer: int, states: AttentionStates) -> None:
         """Takes what the attention of `layer` was given, if a stage needs it."""
@@ -139,21 +189,30 @@ class Run:
         cached = self._state.at(layer)
         return self._seen if cached is None else cached.columns.shape[1] + self._seen - cached.end
 
-    def last_token_attention(self, layer: int, tokens: Tokens) -> torch.Tensor:
-        """Attention of each row's last token in decoder layer `layer - 1`, `(rows, heads, keys)`."""
-        states = self.states_before(layer)
+    def unrotated_before(self, layer: int) -> AttentionStates:
+        """Query and key states of decoder layer `layer - 1` without rotary."""
+        return self._unrotated[layer - 1]
+
+    def last_token_attention(self, states: AttentionStates, layer: int, tokens: Tokens, first: int) -> torch.Tensor:
+        """Attention of each row's last token in a decoder layer, `(rows, heads, keys)`.
+
+        Args:
+            states: The layer's queries and keys.
+            layer: Its index.
+            tokens: The tokens that were present there.
+            first: Keys in `states` that were cached before this pass.
+        """
         present = self._present(tokens)
         if present is None:
             last = torch.full((self.batch,), tokens.length - 1, device=states.queries.device)
         else:
             last = (present * torch.arange(tokens.length, device=present.device)).argmax(dim=1)
-        first = self.cached_before(layer - 1)
-        behind = torch.arange(states.keys.shape[2], device=last.device) <= (last + first).unsqueeze(1)
-        keys = self._keys(self._cached_after(layer - 1, tokens))
-        if keys is not None:
-            spare = behind.shape[1] - keys.shape[1]
-            behind = behind & torch.nn.functional.pad(keys, (0, spare), value=False)
-        return last_row_attention(states, last, behind)
+        keys = self.keys_present(layer, tokens) if first else present
+        return attention_from(states, last.unsqueeze(1), first, keys)[:, :, 0]
+
+    def keys_present(self, layer: int, tokens: Tokens) -> torch.Tensor | None:
+        """Cached and new keys of a layer that hold a token, `(batch, keys)`; `None` when all do."""
+        return self._keys(self._cached_after(layer, tokens))
 
     def before_layer(self, layer: int, hidden: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
         """Prunes if a stage lies before this layer, and swaps the arguments that have a sequence dimension.
@@ -162,6 +221,10 @@ class Run:
         """
         if layer in self._boundaries:
             hidden = self._enter(layer, hidden, kwargs)
+        ahead_of_stage = layer + 1 in self._plan and layer not in self._unrotated
+        if ahead_of_stage and layer + 1 in self.engine.stages_with(UNROTATED):
+            tokens = self._entered.get(layer, self._current)
+            self._unrotated[layer] = self._ahead(layer, tokens, hidden, kwargs, rotated=False)
         view = self._view_at(layer, hidden, kwargs)
         if view is not None:
             kwargs["attention_mask"] = view.attention_mask
@@ -182,21 +245,25 @@ class Run:
         if self.layouts:
             self.engine.last_report = self._report()
 
-    def _stage_counts(self) -> dict[int, list[int]]:
-        """For each stage that removes something, the tokens of each image after it."""
+    def _steps(self) -> dict[int, list[Step]]:
+        """For each decoder layer the stages before it that remove something."""
         if not self.layouts:
             return {}
+        plan: dict[int, list[Step]] = {}
+        if self.engine.budget.adaptive:
+            for stage, layer in enumerate(self.engine.pruner.layers):
+                plan.setdefault(layer, []).append(Step(stage, None))
+            return plan
         schedules: list[tuple[int, ...]] = []
         text = self._text_lengths()
         for row, length in zip(range(self.batch), text, strict=True):
             images = [layout for layout, owner in zip(self.layouts, self.rows, strict=True) if owner == row]
             schedules += self.engine.schedules(images, length)
-        plan: dict[int, list[int]] = {}
-        current = self.counts
+        current = tuple(self.counts)
         for stage, layer in enumerate(self.engine.pruner.layers):
-            after = [schedule[stage] for schedule in schedules]
+            after = tuple(schedule[stage] for schedule in schedules)
             if after != current:
-                plan[layer] = after
+                plan.setdefault(layer, []).append(Step(stage, after))
             current = after
         return plan
 
@@ -213,19 +280,42 @@ class Run:
         if tokens is not None:
             tokens = tokens.to(hidden.device)
             self._before[layer] = tokens
-        if layer in self._plan:
+        for step in self._plan.get(layer, ()):
             assert tokens is not None
-            gather, hidden = prune_images(self, layer, tokens, hidden, self._plan[layer])
+            ahead = functools.cache(functools.partial(self._ahead, layer, tokens, hidden, kwargs))
+            gather, hidden = prune_images(self, layer, step, tokens, hidden, ahead)
             tokens = gather.after
             if not again:
-                trace = StageTrace(layer, gather.before.counts, tokens.counts, tokens.origin)
-                self._traces.append(trace)
+                bias = None if tokens.bias is None else tokens.bias.flatten()[tokens.slots]
+                self._traces.append(StageTrace(layer, gather.before.counts, tokens.counts, tokens.origin, bias))
         if not again:
             self._current = tokens
-            self._cache = self._cache if self._cache is not None else _cache_of(kwargs)
+            self._cache = self._cache if self._cache is not None else cache_in(kwargs)
             self._cached[layer] = self._cached_after(layer, tokens)
             self._entered[layer] = tokens
         return hidden
+
+    def _ahead(
+        self, layer: int, tokens: Tokens | None, hidden: torch.Tensor, kwargs: dict[str, Any], rotated: bool
+    ) -> AttentionStates:
+        """Query and key states of a layer that has not run yet, for the tokens that are present before it.
+
+        With rotary the keys cached before this pass stand in front, as attention would see them.
+        """
+        adapter = self.engine.adapter
+        embeddings = self._position_embeddings(tokens, hidden, kwargs, self._state.at(layer))
+        arguments = {
+            **kwargs,
+            "attention_mask": None,
+            "position_embeddings": embeddings if rotated else adapter.without_rotation(embeddings),
+            "position_ids": self._position_ids(tokens, hidden, kwargs),
+        }
+        states = self.peek.states(layer, self.engine.layers[layer], hidden, arguments)
+        before = self.cached_before(layer) if rotated else 0
+        if before:
+            cached = cache_in(kwargs).layers[layer].keys[:, :, :before]
+            states = replace(states, keys=torch.cat([cached.to(states.keys.dtype), states.keys], dim=2))
+        return states
 
     def _view_at(self, layer: int, hidden: torch.Tensor, kwargs: dict[str, Any]) -> View | None:
         """The arguments for a layer; layers of one kind that got the same arguments share theirs."""
@@ -258,12 +348,20 @@ class Run:
         if self._seen:
             before = torch.arange(self._seen, device=columns.device).expand(self.batch, -1)
             columns = torch.cat([before if past is None else past.upto(self._seen).to(columns.device), columns], dim=1)
+        bias = tokens.bias
+        if past is not None and past.bias is not None:
+            earlier = past.bias_upto(self._seen)
+            assert earlier is not None
+            here = tokens.columns.new_zeros(tokens.columns.shape, dtype=torch.float32) if bias is None else bias
+            bias = torch.cat([earlier.to(here.device), here], dim=1)
+        elif bias is not None and self._seen:
+            bias = torch.nn.functional.pad(bias, (columns.shape[1] - tokens.length, 0))
         shift = None if past is None else past.shift
         if self.engine.positions == "pack" and tokens.removed is not None:
             total = tokens.removed[:, -1:]
             shift = total if shift is None else shift + total
         fillers = tokens.valid is not None or (past is not None and past.fillers)
-        return CachedTokens(columns, self._seen + self.length, fillers, shift)
+        return CachedTokens(columns, self._seen + self.length, fillers, shift, bias)
 
     def _keys(self, cached: CachedTokens) -> torch.Tensor | None:
         """Which cached and new slots may be attended to, `(batch, slots)`; `None` for all."""
@@ -279,19 +377,26 @@ class Run:
     def _mask(
         self, layer: int, tokens: Tokens | None, hidden: torch.Tensor, kwargs: dict[str, Any], cached: CachedTokens
     ) -> Any:
+        mask = self._plain_mask(layer, tokens, hidden, kwargs, cached)
+        bias = cached.bias_upto(self._seen + self.length)
+        return mask if bias is None else weighed_mask(mask, bias.to(hidden.device), hidden)
+
+    def _plain_mask(
+        self, layer: int, tokens: Tokens | None, hidden: torch.Tensor, kwargs: dict[str, Any], cached: CachedTokens
+    ) -> Any:
         ready = kwargs.get("attention_mask")
         if not self._seen and tokens is not None:
             if ready is None and tokens.valid is None:
                 return None
             if isinstance(ready, torch.Tensor) and ready.dim() == 4:
-                cache = _cache_of(kwargs)
+                cache = cache_in(kwargs)
                 keys = tokens.length if cache is None else cache.get_mask_sizes(tokens.length, layer)[0]
                 return tokens.square_mask(ready, keys)
             if isinstance(ready, torch.Tensor) and ready.dim() == 2:
                 return self._keys(cached)
         allowed = self._keys(cached)
         allowed = None if allowed is None else allowed.to(hidden.device)
-        return self.engine.adapter.causal_mask(hidden, allowed, _cache_of(kwargs), layer)
+        return self.engine.adapter.causal_mask(hidden, allowed, cache_in(kwargs), layer)
 
     def _position_embeddings(
         self, tokens: Tokens | None, hidden: torch.Tensor, kwargs: dict[str, Any], past: CachedTokens | None
@@ -351,8 +456,23 @@ class Run:
         )
 
 
-def _cache_of(kwargs: dict[str, Any]) -> Any:
-    return kwargs.get("past_key_values")
+def weighed_mask(mask: torch.Tensor | None, bias: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """An additive mask with `bias` on every key.
+
+    Args:
+        mask: Booleans or an additive mask, `(batch, heads or 1, rows, keys)`; `None` for a causal one.
+        bias: `(batch, slots)`; keys beyond them get nothing.
+        hidden: States that enter the layer, `(batch, rows, dim)`.
+    """
+    rows = hidden.shape[1]
+    if mask is None:
+        slots = torch.arange(bias.shape[1], device=hidden.device)
+        mask = (slots <= slots[-rows:].unsqueeze(1))[None, None]
+    if mask.dtype == torch.bool:
+        lowest = torch.finfo(hidden.dtype).min
+        mask = torch.zeros(mask.shape, dtype=hidden.dtype, device=mask.device).masked_fill(~mask, lowest)
+    bias = torch.nn.functional.pad(bias, (0, mask.shape[-1] - bias.shape[1]))
+    return mask + bias[:, None, None, :].to(mask.dtype)
 
 
 def _gather_embeddings(embeddings: Any, tokens: Tokens) -> Any:

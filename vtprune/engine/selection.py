@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from vtprune.engine.sequence import Gather, Tokens, remove
-from vtprune.engine.stage_context import StageContext
+from vtprune.engine.stage_context import Ahead, StageContext
 from vtprune.layout import ImageLayout
 from vtprune.pruner import Reduction
 
@@ -16,17 +16,30 @@ if TYPE_CHECKING:
     from vtprune.engine.run import Run
 
 
+class Step(NamedTuple):
+    """One stage of the plan of a prefill.
+
+    Args:
+        stage: Its number among the method's stages.
+        targets: Tokens of each image after it; `None` where the method itself decides.
+    """
+
+    stage: int
+    targets: tuple[int, ...] | None
+
+
 def prune_images(
-    run: Run, layer: int, tokens: Tokens, hidden: torch.Tensor, targets: Sequence[int]
+    run: Run, layer: int, step: Step, tokens: Tokens, hidden: torch.Tensor, ahead: Ahead
 ) -> tuple[Gather, torch.Tensor]:
     """Lets the method choose, group by group, and gathers the states.
 
     Args:
         run: The prefill.
         layer: Decoder layer of the stage.
+        step: The stage, and what is to be left after it.
         tokens: The tokens present before it.
         hidden: States that enter the layer, `(batch, length, dim)`.
-        targets: Tokens of each image after the stage.
+        ahead: Query and key states of `layer` itself, were nothing removed; with or without rotary.
 
     Returns:
         How slots come from slots, and the states after the stage.
@@ -34,42 +47,53 @@ def prune_images(
     Raises:
         ValueError: The method returned something else than it was asked for.
     """
-    groups: dict[tuple[ImageLayout, int, int], list[int]] = {}
-    for image, (layout, count, target) in enumerate(zip(run.layouts, tokens.counts, targets, strict=True)):
-        groups.setdefault((layout, count, target), []).append(image)
-    chosen: dict[int, torch.Tensor] = {}
-    features: dict[int, torch.Tensor] = {}
+    groups: dict[tuple[ImageLayout, int, int | None], list[int]] = {}
+    for image, (layout, count) in enumerate(zip(run.layouts, tokens.counts, strict=True)):
+        groups.setdefault((layout, count, step.targets and step.targets[image]), []).append(image)
+    parts: dict[int, _Part] = {}
     offsets = tokens.offsets
     for (_, count, target), images in groups.items():
-        if target == count:
+        if target == count or count == 0:
             whole = torch.arange(count, device=hidden.device)
-            chosen.update({image: whole + offsets[image] for image in images})
-            continue
-        context = StageContext(run, layer, tokens, hidden, images)
-        kept, values, valid = _arranged(run, _reduce(run, context, target), context, target)
-        for place, image in enumerate(images):
-            here = kept[place]
-            value = None if values is None else values[place]
-            if valid is not None:
-                # Adaptive methods keep a different number in each image; that number must be known here.
-                here, value = here[valid[place]], None if value is None else value[valid[place]]
-            chosen[image] = here + offsets[image]
-            if value is not None:
-                features[image] = value
-    parts = [chosen[image] for image in range(len(targets))]
+            parts.update({image: _Part(whole + offsets[image], None, None) for image in images})
+        elif target == 0:
+            none = torch.empty(0, dtype=torch.long, device=hidden.device)
+            parts.update({image: _Part(none, None, None) for image in images})
+        else:
+            context = StageContext(run, step.stage, layer, tokens, hidden, images, ahead)
+            arranged = _arranged(run, _reduce(run, context, target), context, target)
+            parts.update({image: part.behind(offsets[image]) for image, part in zip(images, arranged, strict=True)})
+    ordered = [parts[image] for image in range(len(run.layouts))]
+    changes = any(part.features is not None for part in ordered)
     # Slots ascend; a method's own order only decides whose states go into which slot.
-    ascending = [part.sort().values for part in parts] if features else parts
-    gather = remove(tokens, torch.cat(ascending), [len(part) for part in parts])
+    ascending = [part.kept.sort().values if changes else part.kept for part in ordered]
+    gather = remove(tokens, torch.cat(ascending), [len(part.kept) for part in ordered])
     pruned = gather.states(hidden)
-    if features:
+    if changes:
         original = hidden.flatten(0, 1)[tokens.slots]
-        rows = [features.get(image, original[part]) for image, part in enumerate(parts)]
+        rows = [original[part.kept] if part.features is None else part.features for part in ordered]
         flat = pruned.flatten(0, 1).index_copy(0, gather.after.slots, torch.cat(rows).to(pruned.dtype))
         pruned = flat.view_as(pruned)
+    if any(part.sizes is not None for part in ordered):
+        sizes = [
+            torch.ones(len(part.kept), device=hidden.device) if part.sizes is None else part.sizes for part in ordered
+        ]
+        gather = replace(gather, after=gather.after.weighed(torch.cat(sizes)))
     return gather, pruned
 
 
-def _reduce(run: Run, context: StageContext, target: int) -> Reduction:
+class _Part(NamedTuple):
+    """What is left of one image: numbers of visual tokens, and their states and sizes where these change."""
+
+    kept: torch.Tensor
+    features: torch.Tensor | None
+    sizes: torch.Tensor | None
+
+    def behind(self, offset: int) -> _Part:
+        return self._replace(kept=self.kept + offset)
+
+
+def _reduce(run: Run, context: StageContext, target: int | None) -> Reduction:
     pruner = run.engine.pruner
     if pruner.merges and run.with_gradient and not torch.is_grad_enabled():
         raise ValueError(
@@ -78,26 +102,41 @@ def _reduce(run: Run, context: StageContext, target: int) -> Reduction:
         )
     # Methods choose their own precision; under autocast their scores would be rounded behind their back.
     with torch.autocast(context.hidden.device.type, enabled=False):
-        return pruner.reduce(context, target)
+        return pruner.reduce_adaptive(context) if target is None else pruner.reduce(context, target)
 
 
-def _arranged(
-    run: Run, reduction: Reduction, context: StageContext, target: int
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Kept tokens `(batch, kept)`, their states where these change or move, and validity, in one order."""
-    kept, values, valid = reduction.kept, reduction.features, reduction.valid
+def _arranged(run: Run, reduction: Reduction, context: StageContext, target: int | None) -> list[_Part]:
+    """What is left of each image of a group, in one order."""
+    kept, values, valid, sizes = reduction.kept, reduction.features, reduction.valid, reduction.sizes
     name = run.engine.pruner.name
     if kept.dim() != 2 or kept.shape[0] != context.batch:
         raise ValueError(f"{name} must return kept of shape ({context.batch}, kept), got {tuple(kept.shape)}")
-    if valid is None and kept.shape[1] != target:
+    if valid is None and target is not None and kept.shape[1] != target:
         raise ValueError(f"{name} was asked to keep {target} tokens of each image and kept {kept.shape[1]}")
     if values is not None and values.shape[:2] != kept.shape:
         raise ValueError(f"{name} returned features of shape {tuple(values.shape)} for kept {tuple(kept.shape)}")
+    if sizes is not None and sizes.shape != kept.shape:
+        raise ValueError(f"{name} returned sizes of shape {tuple(sizes.shape)} for kept {tuple(kept.shape)}")
+    if sizes is not None and not run.engine.pruner.weighs_attention:
+        raise ValueError(f"{name} returned sizes but its weighs_attention is False")
     if reduction.ordered and run.engine.positions == "pack":
         if values is None:
             values = context.hidden.gather(1, kept.unsqueeze(-1).expand(-1, -1, context.hidden.shape[-1]))
-        return kept, values, valid
-    kept, order = kept.sort(dim=1)
-    if values is not None:
-        values = values.gather(1, order.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
-    return kept, values, None if valid is None else valid.gather(1, order)
+    else:
+        kept, order = kept.sort(dim=1)
+        if values is not None:
+            values = values.gather(1, order.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
+        sizes = None if sizes is None else sizes.gather(1, order)
+        valid = None if valid is None else valid.gather(1, order)
+    parts = []
+    for place in range(context.batch):
+        # Adaptive methods keep a different number in each image; that number must be known here.
+        here = slice(None) if valid is None else valid[place]
+        parts.append(
+            _Part(
+                kept[place][here],
+                None if values is None else values[place][here],
+                None if sizes is None else sizes[place][here],
+            )
+        )
+    return parts

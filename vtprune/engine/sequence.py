@@ -26,6 +26,7 @@ class Tokens:
         counts: Present tokens of each image.
         slots: Slot of each visual token, counted through the rows (`row * length + slot`).
         origin: Number of each visual token among its image's tokens before any pruning.
+        bias: Added to the attention logits of each slot as a key, `(batch, length)` fp32; `None` for nothing.
     """
 
     batch: int
@@ -38,6 +39,7 @@ class Tokens:
     counts: tuple[int, ...]
     slots: torch.Tensor
     origin: torch.Tensor
+    bias: torch.Tensor | None = None
 
     @property
     def offsets(self) -> list[int]:
@@ -105,7 +107,21 @@ class Tokens:
             removed=None if self.removed is None else self.removed.to(device),
             slots=self.slots.to(device),
             origin=self.origin.to(device),
+            bias=None if self.bias is None else self.bias.to(device),
         )
+
+    def weighed(self, sizes: torch.Tensor) -> Tokens:
+        """The same with the logarithm of each visual token's size, `(visual tokens,)`, on its attention logits."""
+        bias = torch.zeros(self.batch, self.length, device=self.slots.device) if self.bias is None else self.bias
+        return replace(self, bias=bias.flatten().index_add(0, self.slots, sizes.float().log()).view_as(bias))
+
+    @property
+    def texts(self) -> int:
+        """The most slots of a row that hold no visual token."""
+        visual = [0] * self.batch
+        for row, count in zip(self.rows, self.counts, strict=True):
+            visual[row] += count
+        return self.length - min(visual)
 
 
 def visual_columns(visual: torch.Tensor, total: int) -> torch.Tensor:
@@ -212,5 +228,6 @@ def remove(before: Tokens, chosen: torch.Tensor, counts: Sequence[int]) -> Gathe
         counts=tuple(counts),
         slots=row_of_slot * after_length + rank.flatten()[kept_slots],
         origin=before.origin[chosen],
+        bias=None if before.bias is None else before.bias.gather(1, index),
     )
     return Gather(before, after, index)

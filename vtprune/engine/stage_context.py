@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 
-from vtprune.context import Context
+from vtprune.context import Context, EncoderLayer
+from vtprune.engine.encoder_view import StageEncoderLayer
+from vtprune.engine.query_rows import attention_from, rows_of
 from vtprune.engine.sequence import Tokens
 from vtprune.engine.taps import AttentionStates
 from vtprune.engine.vision import VisionRecord, gather_patches, grids_on, patch_numbers, view_tokens_on
-from vtprune.ops.attention import attention_rows
 from vtprune.pruner import Signal
 
 if TYPE_CHECKING:
     from vtprune.engine.run import Run
+    from vtprune.text_tower import TextEmbeddings
+
+
+Ahead = Callable[[bool], AttentionStates]
+"""Query and key states of the layer that the survivors will enter, with (`True`) or without rotary."""
 
 
 class StageContext(Context):
@@ -24,14 +30,28 @@ class StageContext(Context):
 
     Args:
         run: The prefill.
+        stage: Number of the stage among the method's.
         layer: Decoder layer of the stage.
         tokens: All tokens present before it.
         hidden: States that enter the layer, `(rows, length, dim)`.
         images: Numbers of the group's images.
+        ahead: The states of `layer` itself.
     """
 
-    def __init__(self, run: Run, layer: int, tokens: Tokens, hidden: torch.Tensor, images: Sequence[int]) -> None:
+    def __init__(
+        self,
+        run: Run,
+        stage: int,
+        layer: int,
+        tokens: Tokens,
+        hidden: torch.Tensor,
+        images: Sequence[int],
+        ahead: Ahead,
+    ) -> None:
         self._run = run
+        self._signals = run.engine.pruner.stage_signals(stage)
+        self._ahead = ahead
+        self.stage = stage
         self._tokens = tokens
         self._hidden = hidden
         self._images = list(images)
@@ -40,6 +60,7 @@ class StageContext(Context):
         self.batch = len(self._images)
         self.tokens = tokens.counts[self._images[0]]
         self.layout = run.layouts[self._images[0]]
+        self.has_cls = run.engine.vision.has_cls
         device = hidden.device.type
         self._autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
 
@@ -86,13 +107,52 @@ class StageContext(Context):
             return cls.view(self.batch, self.layout.views, -1)
         return torch.stack([cls[first : first + self.layout.views] for first in self._view_offsets])
 
+    def encoder_layer(self, number: int) -> EncoderLayer:
+        """See `Context.encoder_layer`."""
+        record = self._vision(Signal.ENCODER_LAYERS)
+        if number not in self._encoder_layers:
+            named = self._run.engine.pruner.stage_encoder_layers(self.stage)[number]
+            layer = named % len(self._run.engine.vision.layers)
+            self._encoder_layers[number] = StageEncoderLayer(record, layer, self._patch)
+        return self._encoder_layers[number]
+
     @cached_property
     def image_hash(self) -> torch.Tensor:
         """See `Context.image_hash`."""
         record = self._vision(Signal.IMAGE_HASH)
         assert record.image_hash is not None
-        hashes = self._here(record.image_hash)
-        return hashes if self._is_identity else torch.stack([hashes[source] for source in self._sources])
+        return self._of_sources(self._here(record.image_hash))
+
+    def encode_smaller(self, height: int, width: int) -> torch.Tensor:
+        """See `Context.encode_smaller`."""
+        record = self._vision(Signal.PIXELS)
+        assert record.pixels is not None
+        enabled, dtype = self._autocast
+        with torch.autocast(record.pixels.device.type, enabled=enabled, dtype=dtype):
+            encoded = self._run.engine.adapter.encode_smaller(self._of_sources(record.pixels), height, width)
+        return self._here(encoded).to(self._hidden.dtype)
+
+    @cached_property
+    def clip_text(self) -> torch.Tensor:
+        """See `Context.clip_text`."""
+        return self._here(self._question.pieces)[self._rows]
+
+    @cached_property
+    def clip_text_mask(self) -> torch.Tensor:
+        """See `Context.clip_text_mask`."""
+        return self._here(self._question.mask)[self._rows]
+
+    @cached_property
+    def clip_text_last(self) -> torch.Tensor:
+        """See `Context.clip_text_last`."""
+        return self._here(self._question.last)[self._rows]
+
+    def clip_project(self, features: torch.Tensor, *, norm: bool = True) -> torch.Tensor:
+        """See `Context.clip_project`."""
+        self._require(Signal.CLIP_TEXT)
+        tower = self._run.engine.text_tower
+        assert tower is not None
+        return tower.project(features, norm=norm)
 
     @cached_property
     def text(self) -> torch.Tensor:
@@ -111,23 +171,111 @@ class StageContext(Context):
         return self._here(mask)[self._rows]
 
     @cached_property
+    def inputs(self) -> torch.Tensor:
+        """See `Context.inputs`."""
+        self._require(Signal.TEXT_EMBEDDINGS)
+        assert self._run.embeddings is not None
+        return self._here(self._run.visual_inputs(self._images))
+
+    @property
+    def scaling(self) -> float:  # type: ignore[override]
+        """See `Context.scaling`."""
+        if self._signals & {Signal.NEXT_STATES, Signal.NEXT_UNROTATED_STATES}:
+            return self._ahead(Signal.NEXT_STATES in self._signals).scaling
+        return self._run.states_before(self.layer).scaling
+
+    @property
+    def slots(self) -> torch.Tensor:
+        """See `Context.slots`."""
+        return self._columns
+
+    @cached_property
+    def text_slots(self) -> torch.Tensor:
+        """See `Context.text_slots`."""
+        return self._run.text_slots(self._tokens)[self._rows]
+
+    @cached_property
+    def text_follows(self) -> torch.Tensor:
+        """See `Context.text_follows`."""
+        text = self._run.is_text(self._tokens)[self._rows].gather(1, self.text_slots)
+        return text & (self.text_slots > self._columns[:, -1:])
+
+    def columns(self, slots: torch.Tensor) -> torch.Tensor:
+        """See `Context.columns`."""
+        return self._tokens.columns[self._rows].gather(1, slots)
+
+    def hidden_at(self, slots: torch.Tensor) -> torch.Tensor:
+        """See `Context.hidden_at`."""
+        return self._hidden[self._rows.unsqueeze(1), slots]
+
+    def final_norm(self, states: torch.Tensor) -> torch.Tensor:
+        """See `Context.final_norm`."""
+        normed: torch.Tensor = self._run.engine.adapter.final_norm.forward(states)
+        return normed
+
+    @cached_property
     def last_token_attention(self) -> torch.Tensor:
         """See `Context.last_token_attention`."""
         self._require(Signal.DECODER_ATTENTION)
-        probabilities = self._run.last_token_attention(self.layer, self._tokens)
-        return probabilities.transpose(1, 2)[self._rows.unsqueeze(1), self._key_slots].transpose(1, 2)
+        first = self._run.cached_before(self.layer - 1)
+        return self._last_token_attention(self._run.states_before(self.layer), self.layer - 1, first)
+
+    def attention_from(self, slots: torch.Tensor) -> torch.Tensor:
+        """See `Context.attention_from`."""
+        self._require(Signal.DECODER_ATTENTION)
+        present = self._run.keys_present(self.layer - 1, self._tokens)
+        states = rows_of(self._run.states_before(self.layer), self._rows)
+        first = self._run.cached_before(self.layer - 1)
+        every = attention_from(states, slots, first, None if present is None else present[self._rows])
+        return every.gather(3, self._key_slots[:, None, None, :].expand(-1, *every.shape[1:3], -1))
+
+    def queries_at(self, slots: torch.Tensor) -> torch.Tensor:
+        """See `Context.queries_at`."""
+        return self._states_at(self._decoder_states().queries, slots)
+
+    def keys_at(self, slots: torch.Tensor) -> torch.Tensor:
+        """See `Context.keys_at`."""
+        return self._states_at(self._decoder_states().keys, slots + self._run.cached_before(self.layer - 1))
+
+    @cached_property
+    def unrotated_last_token_attention(self) -> torch.Tensor:
+        """See `Context.unrotated_last_token_attention`."""
+        self._require(Signal.UNROTATED_STATES)
+        return self._last_token_attention(self._run.unrotated_before(self.layer), self.layer - 1, 0)
+
+    @cached_property
+    def next_last_token_attention(self) -> torch.Tensor:
+        """See `Context.next_last_token_attention`."""
+        self._require(Signal.NEXT_STATES)
+        return self._last_token_attention(self._ahead(True), self.layer, self._run.cached_before(self.layer))
+
+    @cached_property
+    def next_keys(self) -> torch.Tensor:
+        """See `Context.next_keys`."""
+        self._require(Signal.NEXT_STATES)
+        return self._states_at(self._ahead(True).keys, self._columns + self._run.cached_before(self.layer))
+
+    @cached_property
+    def next_unrotated_queries(self) -> torch.Tensor:
+        """See `Context.next_unrotated_queries`."""
+        self._require(Signal.NEXT_UNROTATED_STATES)
+        return self._states_at(self._ahead(False).queries, self._columns)
+
+    @cached_property
+    def next_unrotated_keys(self) -> torch.Tensor:
+        """See `Context.next_unrotated_keys`."""
+        self._require(Signal.NEXT_UNROTATED_STATES)
+        return self._states_at(self._ahead(False).keys, self._columns)
 
     @cached_property
     def queries(self) -> torch.Tensor:
         """See `Context.queries`."""
-        states = self._decoder_states()
-        return states.queries.transpose(1, 2)[self._rows.unsqueeze(1), self._columns].transpose(1, 2)
+        return self.queries_at(self._columns)
 
     @cached_property
     def keys(self) -> torch.Tensor:
         """See `Context.keys`."""
-        states = self._decoder_states()
-        return states.keys.transpose(1, 2)[self._rows.unsqueeze(1), self._key_slots].transpose(1, 2)
+        return self.keys_at(self._columns)
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
         """See `Context.project`."""
@@ -146,6 +294,10 @@ class StageContext(Context):
         """See `Context.view_tokens`."""
         self._require_untouched("whole encoder views")
         return view_tokens_on(self.layout, self._hidden.device)
+
+    @cached_property
+    def _encoder_layers(self) -> dict[int, EncoderLayer]:
+        return {}
 
     @cached_property
     def _slots(self) -> torch.Tensor:
@@ -197,12 +349,29 @@ class StageContext(Context):
         assert self._run.record is not None
         return [self._run.record.view_offsets[source] for source in self._sources]
 
+    def _of_sources(self, values: torch.Tensor) -> torch.Tensor:
+        """Entries of a tensor with one row for each image of the tower's run."""
+        return values if self._is_identity else torch.stack([values[source] for source in self._sources])
+
+    @property
+    def _question(self) -> TextEmbeddings:
+        self._require(Signal.CLIP_TEXT)
+        return self._run.question
+
+    def _last_token_attention(self, states: AttentionStates, layer: int, first: int) -> torch.Tensor:
+        """Attention to the group's tokens from the last token of each row, `(batch, heads, tokens)`."""
+        every = self._run.last_token_attention(states, layer, self._tokens, first)
+        return every.transpose(1, 2)[self._rows.unsqueeze(1), self._columns + first].transpose(1, 2)
+
+    def _states_at(self, states: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        """States `(rows, heads, length, dim)` at slots `(batch, any)`: `(batch, heads, any, dim)`."""
+        return states.transpose(1, 2)[self._rows.unsqueeze(1), slots].transpose(1, 2)
+
     def _here(self, values: torch.Tensor) -> torch.Tensor:
         return values.to(self._hidden.device)
 
     def _require(self, signal: Signal) -> None:
-        declared = self._run.engine.pruner.signals
-        if signal not in declared:
+        if signal not in self._signals:
             raise KeyError(
                 f"{type(self._run.engine.pruner).__name__} asked for {signal.value!r} without declaring it; "
                 f"add Signal.{signal.name} to its signals"
@@ -216,21 +385,3 @@ class StageContext(Context):
     def _decoder_states(self) -> AttentionStates:
         self._require(Signal.DECODER_STATES)
         return self._run.states_before(self.layer)
-
-
-def last_row_attention(states: AttentionStates, last: torch.Tensor, allowed: torch.Tensor | None) -> torch.Tensor:
-    """Attention of one query row per sample over all keys, `(rows, heads, keys)`.
-
-    Args:
-        states: What the layer's attention function was given.
-        last: Index of the query row of each sample, `(rows,)`.
-        allowed: Keys it may attend to, `(rows, keys)`; `None` for all.
-    """
-    index = last.view(-1, 1, 1, 1).expand(-1, states.queries.shape[1], 1, states.queries.shape[-1])
-    row = states.queries.gather(2, index)
-    if isinstance(states.mask, torch.Tensor) and states.mask.dim() == 4:
-        mask = states.mask.expand(row.shape[0], -1, -1, -1)
-        allowed_row = mask.gather(2, last.view(-1, 1, 1, 1).expand(-1, mask.shape[1], 1, mask.shape[-1]))
-        return attention_rows(row, states.keys, states.scaling, allowed_row)[:, :, 0]
-    here = None if allowed is None else allowed[:, None, None, :]
-    return attention_rows(row, states.keys, states.scaling, here)[:, :, 0]

@@ -27,6 +27,9 @@ class VisionRecord:
     features: torch.Tensor | None = None
     cls: list[torch.Tensor] = field(default_factory=list)
     states: AttentionStates | None = None
+    layer_states: dict[int, AttentionStates] = field(default_factory=dict)
+    layer_outputs: dict[int, torch.Tensor] = field(default_factory=dict)
+    pixels: torch.Tensor | None = None
 
     @cached_property
     def view_offsets(self) -> list[int]:
@@ -40,24 +43,32 @@ class VisionRecord:
     @cached_property
     def attention(self) -> torch.Tensor:
         """Attention received by each patch, `(views, patches, heads)`, fp32."""
-        if self.states is None:
-            raise RuntimeError(
-                "the vision tower's attention was not seen; was the attention implementation changed after wrapping? "
-                "Unwrap, change it, wrap again"
-            )
-        queries, keys, scaling = self.states.queries, self.states.keys, self.states.scaling
-        if self.has_cls:
-            received = attention_rows(queries[:, :, :1], keys, scaling)[:, :, 0, 1:]
-        else:
-            received = mean_received_attention(queries, keys, scaling)
-        return received.transpose(1, 2)
+        return looked_at(_seen(self.states), self.has_cls).transpose(1, 2)
 
     @cached_property
     def keys(self) -> torch.Tensor:
         """Keys of each patch, `(views, patches, heads, head_dim)`."""
-        if self.states is None:
-            raise RuntimeError("the vision tower's attention was not seen; unwrap the model and wrap it again")
-        return self.states.keys[:, :, int(self.has_cls) :].transpose(1, 2)
+        return _seen(self.states).keys[:, :, int(self.has_cls) :].transpose(1, 2)
+
+    def states_of(self, layer: int) -> AttentionStates:
+        """Query and key states of an encoder layer that the method named."""
+        return _seen(self.layer_states.get(layer))
+
+
+def _seen(states: AttentionStates | None) -> AttentionStates:
+    if states is None:
+        raise RuntimeError(
+            "the vision tower's attention was not seen; was the attention implementation changed after wrapping? "
+            "Unwrap, change it, wrap again"
+        )
+    return states
+
+
+def looked_at(states: AttentionStates, has_cls: bool) -> torch.Tensor:
+    """Attention that each patch receives from CLS, or on average without one, `(views, heads, patches)`, fp32."""
+    if has_cls:
+        return attention_rows(states.queries[:, :, :1], states.keys, states.scaling)[:, :, 0, 1:]
+    return mean_received_attention(states.queries, states.keys, states.scaling)
 
 
 @lru_cache(maxsize=1024)

@@ -1,0 +1,75 @@
+"""Clustering around density peaks."""
+
+from __future__ import annotations
+
+import torch
+
+from vtprune.ops.checks import check_keep
+from vtprune.ops.topk import stable_topk
+
+
+@torch.no_grad()
+def density_peaks(
+    points: torch.Tensor, clusters: int, *, noise: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Finds points that are dense and far from anything denser, and sends every point to the nearest of them.
+
+    As SparseVLM (arXiv 2410.04417) clusters: with `d` the Euclidean distance over `sqrt(dim)`, density is
+    `exp(-mean of the smallest d ** 2)` over as many neighbours as there are clusters, the point itself among them;
+    a point's distance is that to the nearest strictly denser point, or the largest of all where none is denser;
+    centres have the highest product of both.
+
+    Distances are taken from differences in float64 and their squares rounded to float32, whose sums are then as good
+    as exact: duplicates are at distance 0, and equal densities are equal.
+
+    Args:
+        points: `(batch, points, dim)`.
+        clusters: Centres to find, 1 to `points`.
+        noise: Added to the densities, `(batch, points)`.
+
+    Returns:
+        The centres, best first, `(batch, clusters)`, and the cluster of every point, `(batch, points)`.
+
+    Raises:
+        ValueError: `clusters` is out of range.
+
+    Example:
+        >>> points = torch.tensor([[[0.0], [1.0], [2.0], [10.0], [11.0], [12.0]]])
+        >>> centres, cluster = density_peaks(points, 3)
+        >>> centres.tolist(), cluster.tolist()
+        ([[1, 4, 0]], [[2, 0, 0, 1, 1, 1]])
+    """
+    count, dim = points.shape[1:]
+    check_keep(clusters, count)
+    exact = points.double()
+    distance = torch.cdist(exact, exact, compute_mode="donot_use_mm_for_euclid_dist")
+    squared = distance.square().float().double()
+    nearest = squared.topk(clusters, dim=2, largest=False).values.sum(dim=2)
+    density = (-nearest / (clusters * dim)).exp()
+    if noise is not None:
+        density = density + noise
+    denser = density.unsqueeze(1) > density.unsqueeze(2)
+    apart = squared.masked_fill(~denser, torch.inf).amin(dim=2)
+    apart = torch.where(denser.any(dim=2), apart, squared.amax(dim=(1, 2)).unsqueeze(1))
+    centres = stable_topk(density * apart.sqrt(), clusters)
+    cluster = squared.gather(1, centres.unsqueeze(-1).expand(-1, -1, count)).argmin(dim=1)
+    # A duplicate of an earlier centre stays the centre of its own cluster, so that none is empty.
+    own = torch.arange(clusters, device=points.device).expand(len(points), -1)
+    return centres, cluster.scatter(1, centres, own)
+
+
+def cluster_means(features: torch.Tensor, cluster: torch.Tensor, clusters: int) -> torch.Tensor:
+    """The mean of each cluster's points, `(batch, clusters, dim)` in the dtype of `features`; no cluster is empty.
+
+    Args:
+        features: `(batch, points, dim)`.
+        cluster: The cluster of each point, `(batch, points)`.
+        clusters: How many there are.
+
+    Example:
+        >>> cluster_means(torch.tensor([[[1.0], [5.0], [3.0]]]), torch.tensor([[1, 0, 1]]), 2).flatten().tolist()
+        [5.0, 2.0]
+    """
+    member = (cluster.unsqueeze(-1) == torch.arange(clusters, device=cluster.device)).double()
+    # float64 also keeps autocast from carrying out the product in half precision.
+    return (member.mT @ features.double() / member.sum(dim=1).unsqueeze(-1)).to(features.dtype)

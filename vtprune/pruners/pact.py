@@ -1,0 +1,181 @@
+"""PACT: tokens that carry little are set aside, the others clustered around dense keys."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+import torch
+
+from vtprune.context import Context
+from vtprune.ops.attention import attention_rows
+from vtprune.ops.checks import check_positive, check_share
+from vtprune.ops.distance_clusters import budget_centres, cluster_means, cosine_distance, density_centres
+from vtprune.ops.gather import as_float, split_by, take
+from vtprune.ops.topk import stable_topk
+from vtprune.pruner import Depths, Pruner, Reduction, Signal, check_flag, check_layer, scale_layers
+from vtprune.registry import register
+
+_PAPER_LAYER = 4
+
+
+class _Ranked(NamedTuple):
+    """All patches of an image, the `candidates` first, both parts in raster order.
+
+    Args:
+        tokens: Their indices among the image's tokens, `(batch, patches)`.
+        distance: Distances of their keys, `(batch, patches, patches)`.
+        candidates: How many may become centres.
+    """
+
+    tokens: torch.Tensor
+    distance: torch.Tensor
+    candidates: int
+
+
+@register
+@dataclass(frozen=True)
+class PACT(Pruner):
+    """Sets aside unimportant patches, clusters the keys of the others and keeps the means of the clusters.
+
+    Importance (EUTI) is the attention of the mean query without rotary, softmax over the patches alone, mean over
+    heads, times the norm of the state. Among the most important ones the centres are those of `density_centres`; the
+    others join their nearest centre, and so does what was set aside within `recovery` times the cutoff. A cluster's
+    plain mean takes the place of its centre.
+
+    The count that the paper's cutoff makes is that of the adaptive budget. For an exact budget the cutoff of each image
+    is moved until it makes so many centres (`budget_centres`), and the reach of recovery with it; all else stays, so
+    that a budget equal to the paper's count gives the paper's clusters. A budget above `keep_share` of the patches
+    makes each of that many most important patches a centre.
+
+    The paper prunes LLaVA-OneVision and Qwen2-VL before layer 4; up to 32 layers that stays, shallower models get their
+    share. Newline tokens are neither clustered nor counted, and kept only when the budget exceeds the patches.
+
+    Args:
+        layer: Decoder layer before which tokens are removed, at least 1; `None` for the paper's 4.
+        keep_share: Share of the patches that can become centres, in [0, 1]; rounded down, but never below one.
+        cutoff: Distance `1 - cosine` up to which a patch belongs to a denser centre, above 0.
+        recovery: Patches set aside join a centre within this multiple of the cutoff, above 0.
+        proportional_attention: Whether each survivor weighs in attention as the patches that it stands for.
+        parity: Set aside one patch more: without its option against numerical instability the official code keeps
+            what scores above the last patch it should keep.
+
+    Raises:
+        TypeError: A field of the wrong type.
+        ValueError: A field out of range.
+
+    Example:
+        >>> PACT().fit(Depths(decoder=28, encoder=24)).layers, PACT().fit(Depths(decoder=8, encoder=6)).layers
+        ((4,), (1,))
+    """
+
+    layer: int | None = None
+    keep_share: float = 0.55
+    cutoff: float = 0.21
+    recovery: float = 1.5
+    proportional_attention: bool = True
+    parity: bool = False
+
+    name = "pact"
+    paper = "PACT, CVPR 2025, arXiv 2504.08966"
+    year = 2025
+    summary = "Sets aside tokens of little importance and merges the others around dense keys of an early layer."
+    signals = frozenset({Signal.NEXT_STATES, Signal.NEXT_UNROTATED_STATES})
+    merges = True
+    default_positions = "keep"
+    golden = "pact.npz"
+
+    def __post_init__(self) -> None:
+        if self.layer is not None:
+            check_layer(self.layer, lowest=1, owner=self.name)
+        check_share(self.name, "keep_share", self.keep_share)
+        check_positive(self.name, "cutoff", self.cutoff)
+        check_positive(self.name, "recovery", self.recovery)
+        check_flag(self.name, "proportional_attention", self.proportional_attention)
+        check_flag(self.name, "parity", self.parity)
+
+    def fit(self, depths: Depths) -> Self:
+        """Moves the paper's layer to the depth of the model."""
+        if self.layer is not None:
+            return self
+        return dataclasses.replace(self, layer=scale_layers((_PAPER_LAYER,), depths.decoder, 32)[0])
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The one layer before which tokens are removed."""
+        return (_PAPER_LAYER if self.layer is None else self.layer,)
+
+    def reduce(self, context: Context, keep: int) -> Reduction:
+        """Clusters with the cutoff that makes as many centres as the budget."""
+        patches, separators = self._patches(context)
+        budget = min(keep, patches.shape[1])
+        ranked = self._rank(context, patches, least=budget)
+        block = ranked.distance[:, : ranked.candidates, : ranked.candidates]
+        centres, cutoff = budget_centres(block, budget, self.cutoff)
+        merged = self._merge(context, ranked, centres, torch.ones_like(centres, dtype=torch.bool), cutoff)
+        separators = separators[:, : keep - budget]
+        assert merged.features is not None
+        features = torch.cat([merged.features, take(context.hidden, separators)], dim=1)
+        sizes = merged.sizes
+        if sizes is not None:
+            sizes = torch.cat([sizes, sizes.new_ones(separators.shape)], dim=1)
+        return Reduction(torch.cat([merged.kept, separators], dim=1), features=features, sizes=sizes)
+
+    def reduce_adaptive(self, context: Context) -> Reduction:
+        """Clusters with the paper's cutoff, whatever number of centres that makes."""
+        ranked = self._rank(context, self._patches(context)[0], least=1)
+        block = ranked.distance[:, : ranked.candidates, : ranked.candidates]
+        is_centre = density_centres(block, self.cutoff)
+        counts = is_centre.sum(dim=1, keepdim=True)
+        centres, _ = split_by(is_centre, int(counts.max()))
+        valid = torch.arange(centres.shape[1], device=centres.device) < counts
+        cutoff = block.new_full((context.batch, 1), self.cutoff)
+        return dataclasses.replace(self._merge(context, ranked, centres, valid, cutoff), valid=valid)
+
+    def _patches(self, context: Context) -> tuple[torch.Tensor, torch.Tensor]:
+        """Patches and separators of the images."""
+        return split_by(context.is_patch, sum(grid.numel() for grid in context.grids))
+
+    def _rank(self, context: Context, patches: torch.Tensor, least: int) -> _Ranked:
+        """Divides the patches by importance, with at least `least` candidates."""
+        count = patches.shape[1]
+        candidates = max(least, int(count * self.keep_share) - int(self.parity))
+        top = stable_topk(_importance(context, patches), candidates)
+        is_candidate = torch.zeros(patches.shape, dtype=torch.bool, device=patches.device).scatter(1, top, True)
+        tokens = patches.gather(1, torch.cat(split_by(is_candidate, candidates), dim=1))
+        return _Ranked(tokens, cosine_distance(take(_all_heads(context.next_keys), tokens)), candidates)
+
+    def _merge(
+        self, context: Context, ranked: _Ranked, centres: torch.Tensor, valid: torch.Tensor, cutoff: torch.Tensor
+    ) -> Reduction:
+        """The means of the clusters around `centres`, which are places among the candidates."""
+        count = ranked.tokens.shape[1]
+        distance = ranked.distance.gather(2, centres.unsqueeze(1).expand(-1, count, -1))
+        nearest = distance.masked_fill(~valid.unsqueeze(1), torch.inf).amin(dim=2)
+        is_candidate = torch.arange(count, device=centres.device) < ranked.candidates
+        joins = is_candidate | (nearest <= self.recovery * cutoff)
+        means, sizes = cluster_means(take(context.hidden, ranked.tokens), distance, centres, joins, valid)
+        kept = ranked.tokens.gather(1, centres)
+        return Reduction(kept, features=means, sizes=sizes if self.proportional_attention else None)
+
+
+def _all_heads(states: torch.Tensor) -> torch.Tensor:
+    """States of all heads beside one another, `(batch, tokens, heads * head_dim)`."""
+    return states.transpose(1, 2).flatten(2)
+
+
+@torch.no_grad()
+def _importance(context: Context, patches: torch.Tensor) -> torch.Tensor:
+    """The EUTI score of the patches, `(batch, patches)`."""
+    heads, kv_heads = context.next_unrotated_queries.shape[1], context.next_unrotated_keys.shape[1]
+    query = as_float(take(_all_heads(context.next_unrotated_queries), patches)).mean(dim=1, keepdim=True)
+    keys = take(_all_heads(context.next_unrotated_keys), patches)
+    with torch.autocast(keys.device.type, enabled=False):
+        attention = attention_rows(
+            query.unflatten(2, (heads, -1)).transpose(1, 2),
+            keys.unflatten(2, (kv_heads, -1)).transpose(1, 2),
+            context.scaling,
+        )
+    norm: torch.Tensor = torch.linalg.vector_norm(as_float(take(context.hidden, patches)), dim=-1)
+    return attention[:, :, 0].mean(dim=1) * norm
