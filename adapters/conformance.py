@@ -155,12 +155,12 @@ def oracle_error(
     """
     call: Any = model
     adapter = find_adapter(model)
-    method = pruner or ScatteredPruner(tuple(layers))
+    method = (pruner or ScatteredPruner(tuple(layers))).fit(adapter.depths)
     merged: dict[int, torch.Tensor] = {}
     with pruning(model, method, keep, positions=positions, **(options or {})):  # type: ignore[arg-type]
         handles = [
             adapter.layers[layer].register_forward_pre_hook(_copy_states(merged, layer), with_kwargs=True)
-            for layer in (set(method.layers) if method.merges else ())
+            for layer in (set(method.layers) if method.merges or method.reorders else ())
         ]
         try:
             pruned = call(**inputs, use_cache=use_cache, **forward).logits

@@ -98,7 +98,14 @@ def compare(
     length = inputs["input_ids"].shape[1]
     runs = []
     for allowance in (EVERYTHING, budget):
-        with vtprune.pruning(loaded.model, method, allowance, positions=positions):
+        with vtprune.pruning(
+            loaded.model,
+            method,
+            allowance,
+            positions=positions,
+            text_tower=loaded.text_tower,
+            processor=loaded.processor,
+        ):
             answer = loaded.processor.decode(
                 _generate(loaded, inputs, max_new_tokens)[0, length:], skip_special_tokens=True
             ).strip()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vtprune.budget import Budget
+from vtprune.chain import Chain
 from vtprune.pruner import Pruner
 from vtprune.registry import make_pruner, pruner_class, pruner_classes
 
@@ -22,8 +23,15 @@ EVERYTHING = Budget(ratio=1.0)
 
 Positions = Literal["keep", "pack"]
 
-_CALL = re.compile(r"(?P<name>[\w.-]+)\s*(?:\((?P<arguments>.*)\))?")
+DEFAULT_PRUNERS = (
+    *("random", "stride", "pool", "downsample", "m3"),
+    *("divprune", "visionzip", "cdpruner", "flashvlm", "fastv", "sparsevlm", "pyramiddrop"),
+)
+"""What a sweep measures unless told otherwise: baselines, and the methods that papers compare with most."""
+
+_CALL = re.compile(r"(?P<name>[\w.+-]+)\s*(?:\((?P<arguments>.*)\))?")
 _OUTER_COMMA = re.compile(r",(?![^()]*\))")
+_OUTER_SLASH = re.compile(r"/(?![^()]*\))")
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,9 @@ def method_label(method: Pruner) -> str:
         >>> method_label(make_pruner("fastv", layer=3))
         'fastv(layer=3)'
     """
+    if isinstance(method, Chain):
+        names = "/".join(method_label(pruner) for pruner in method.pruners)
+        return names if method.shares is None else f"{names} shares={method.shares}"
     changed = []
     for field in dataclasses.fields(method):
         value = getattr(method, field.name)
@@ -127,7 +138,9 @@ def split_words(words: Iterable[str]) -> list[str]:
 
 
 def parse_pruner(text: str, *, seed: int = 0) -> Pruner:
-    """Reads `name` or `name(option=value, ...)`; methods that draw get the seed unless the text names one.
+    """Reads `name` or `name(option=value, ...)`, several joined by `/` for a chain.
+
+    Methods that draw get the seed unless the text names one.
 
     Raises:
         ValueError: Unknown name, a text that cannot be read, or a hyper-parameter out of range.
@@ -137,6 +150,8 @@ def parse_pruner(text: str, *, seed: int = 0) -> Pruner:
         >>> parse_pruner("fastv(layer=3)").layers
         (3,)
     """
+    if len(parts := _OUTER_SLASH.split(text)) > 1:
+        return make_pruner([parse_pruner(part, seed=seed) for part in parts])
     match = _CALL.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is no pruner; write its name or name(option=value), such as fastv(layer=3)")
@@ -161,8 +176,10 @@ def parse_pruner(text: str, *, seed: int = 0) -> Pruner:
 
 
 def parse_pruners(words: Sequence[str], *, seed: int = 0) -> list[Pruner]:
-    """Reads the methods of a sweep; none means all registered ones."""
-    return [parse_pruner(word, seed=seed) for word in split_words(words) or pruner_classes()]
+    """Reads the methods of a sweep; `all` means all registered ones, none means `DEFAULT_PRUNERS`."""
+    named = split_words(words) or list(DEFAULT_PRUNERS)
+    every = [known for word in named for known in (pruner_classes() if word == "all" else (word,))]
+    return [parse_pruner(word, seed=seed) for word in dict.fromkeys(every)]
 
 
 def parse_budgets(words: Sequence[str]) -> list[Budget]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -31,6 +32,7 @@ MODEL_ID = "vtprune"
 
 _MAX_NEW_TOKENS = 1024
 _ENCODER_STATES = {Signal.ENCODER_ATTENTION, Signal.ENCODER_KEYS}
+_WHOLE_ENCODER = {Signal.ENCODER_LAYERS, Signal.PIXELS}
 _VISUAL_INPUTS = {"pixel_values", "pixel_values_videos"}
 
 
@@ -93,6 +95,7 @@ class VtpruneModel(lmms):  # type: ignore[misc]
         batch_size: Prompts generated together, padded on the left.
         attn_implementation: Attention implementation of transformers.
         trust_remote_code: Run code from the model's folder.
+        text_tower: CLIP text tower for methods that need one, see `vtprune.wrap`; by default the one that fits.
         system_prompt: Text, or a file with the text, for the system turn.
         on_batch: Called after each batch with the number of prompts in it.
         options: Hyper-parameters of the method.
@@ -113,6 +116,7 @@ class VtpruneModel(lmms):  # type: ignore[misc]
         batch_size: int | str = 1,
         attn_implementation: str | None = None,
         trust_remote_code: bool = False,
+        text_tower: str | None = None,
         system_prompt: str | None = None,
         on_batch: Callable[[int], None] | None = None,
         **options: Any,
@@ -132,7 +136,10 @@ class VtpruneModel(lmms):  # type: ignore[misc]
                 dtype=dtype,
                 attn_implementation=attn_implementation,
                 trust_remote_code=trust_remote_code,
+                text_tower=text_tower,
             )
+        elif text_tower is not None:
+            pretrained = replace(pretrained, text_tower=text_tower)
         self.loaded = pretrained
         self.system_prompt = self._resolve_system_prompt(system_prompt) if system_prompt else None
         self.on_batch = on_batch
@@ -142,6 +149,7 @@ class VtpruneModel(lmms):  # type: ignore[misc]
         self._inputs_limit = 0
         self._pruned = False
         self._looks_at_attention = False
+        self._sees_whole_encoder = False
         if method is not None and allowance is not None:
             self.prune(method, allowance, positions)
 
@@ -174,9 +182,17 @@ class VtpruneModel(lmms):  # type: ignore[misc]
             vtprune.unwrap(self.model)
             self._pruned = False
         self.tally = Tally()
-        vtprune.wrap(self.model, method, budget, positions=positions)
+        vtprune.wrap(
+            self.model,
+            method,
+            budget,
+            positions=positions,
+            text_tower=self.loaded.text_tower,
+            processor=self.loaded.processor,
+        )
         self._pruned = True
         self._looks_at_attention = bool(method.signals & _ENCODER_STATES)
+        self._sees_whole_encoder = bool(method.signals & _WHOLE_ENCODER)
 
     def clean(self) -> None:
         """Keeps the model: lmms-eval would delete it after each evaluation, but the next cell needs it."""
@@ -207,13 +223,18 @@ class VtpruneModel(lmms):  # type: ignore[misc]
         log_metrics(total_gen_tokens=tokens, total_elapsed_time=seconds, avg_speed=tokens / seconds if seconds else 0)
         return [answer for answer in answers if answer is not None]
 
+    def _memo_for(self, key: Hashable) -> AbstractContextManager[None]:
+        if self._sees_whole_encoder:
+            return nullcontext()  # the memo skips all but one layer
+        return self.memo.batch(key, attention=self._looks_at_attention)
+
     def _answer(self, batch: Sequence[tuple[Any, ...]]) -> list[GenerationResult]:
         # args: context, doc_to_messages, generation arguments, doc id, task, split
         key = tuple((task, split, doc_id) for _, _, _, doc_id, task, split in batch)
         inputs = self._inputs_of(key, batch)
         arguments = _generation_arguments(batch[0][2])
         start = time.perf_counter()
-        with torch.inference_mode(), self.memo.batch(key, attention=self._looks_at_attention):
+        with torch.inference_mode(), self._memo_for(key):
             output = self.model.generate(**inputs, **arguments, pad_token_id=self._pad_token_id)
             new = output[:, inputs["input_ids"].shape[1] :].cpu()
         seconds = time.perf_counter() - start

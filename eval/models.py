@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers.utils.hub import cached_file, extract_commit_hash
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+
+if TYPE_CHECKING:
+    from vtprune.text_tower import TextTower
 
 EMBEDDED = "embedded"
 """The small model that comes with the library."""
@@ -29,11 +32,15 @@ class ModelError(ValueError):
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model on its device, ready to generate, and the processor that feeds it."""
+    """A model on its device, ready to generate, the processor that feeds it, and the CLIP text tower to go with it.
+
+    `text_tower` is what `vtprune.wrap` takes under that name.
+    """
 
     name: str
     model: PreTrainedModel
     processor: Any
+    text_tower: str | TextTower | None = None
 
     @property
     def device(self) -> torch.device:
@@ -100,6 +107,7 @@ def load(
     dtype: str = "auto",
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
+    text_tower: str | None = None,
 ) -> LoadedModel:
     """Loads a vision-language model and its processor, which pads on the left.
 
@@ -109,6 +117,7 @@ def load(
         dtype: One of `DTYPES`; `"auto"` takes that of the weights.
         attn_implementation: Of transformers; its default if `None`.
         trust_remote_code: Run code from the model's folder.
+        text_tower: Kept for methods that compare patches with the question; loaded when one of them is used.
 
     Raises:
         ModelError: No such model, a damaged one, or one that takes no pictures.
@@ -145,7 +154,7 @@ def load(
         tokenizer.pad_token = tokenizer.eos_token
     on_device: Any = model
     on_device.to(target)
-    return LoadedModel(name, model.eval(), processor)
+    return LoadedModel(name, model.eval(), processor, text_tower)
 
 
 @contextmanager

@@ -34,7 +34,8 @@ class SweepConfig:
 
     Args:
         model: `"embedded"`, a folder or a hub id.
-        pruners: Such as `("divprune", "fastv(layer=3)")`; none means all registered ones.
+        pruners: Such as `("divprune", "fastv(layer=3)", "visionzip/pyramiddrop")`; `"all"` means every registered one,
+            none a selection that runs in minutes (`vtprune.eval.grid.DEFAULT_PRUNERS`).
         budgets: Such as `("64", "0.25", "average:64")`; the full model is always measured too.
         tasks: lmms-eval tasks, groups or tags.
         limit: Questions per task, `None` for all.
@@ -45,6 +46,7 @@ class SweepConfig:
         seed: Of sampling and of methods that draw.
         positions: `"keep"`, `"pack"` or `None` for each method's own default.
         include: Folders with further lmms-eval task files.
+        text_tower: CLIP text tower for methods that need one; by default the one that fits the model.
     """
 
     model: str = EMBEDDED
@@ -59,6 +61,7 @@ class SweepConfig:
     seed: int = 0
     positions: str | None = None
     include: tuple[Path, ...] = ()
+    text_tower: str | None = None
 
 
 @dataclass
@@ -207,7 +210,7 @@ class Sweep:
 
         config = self.config
         with self.console.status(f"loading {config.model}"):
-            loaded = load(config.model, device=config.device, dtype=config.dtype)
+            loaded = load(config.model, device=config.device, dtype=config.dtype, text_tower=config.text_tower)
         lm = VtpruneModel(loaded, batch_size=config.batch_size)
         lm.reuse_between_cells()
 

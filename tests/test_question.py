@@ -156,7 +156,7 @@ HAND_MADE = {
     "v0": "A chat between Human and AI.###Human: <image>\n{}###Assistant:",
     "idefics": "User:<image>{}<end_of_utterance>\nAssistant:",
     "chatml": "<|im_start|>user\n<image>\n{}<|im_end|>\n<|im_start|>assistant\n",
-    "chatml, two turns": "<|im_start|>user\nwhy?<|im_end|><|im_start|>assistant\nso<|im_end|><|im_start|>user\n{}<|im_end|>",
+    "chatml, two turns": "<|im_start|>user\nwhy?<|im_end|><|im_start|>user\n{}<|im_end|>",
     "llama-2": "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n<image>\n{} [/INST]",
     "llama-2, two turns": "<s>[INST] <image> why? [/INST] so [INST] {} [/INST]",
     "llama-3": "<|start_header_id|>user<|end_header_id|>\n\n<image>{}<|eot_id|>",
@@ -175,7 +175,7 @@ def test_hand_made_prompts_in_any_format(name: str, template: str | None) -> Non
     """Whatever the tokenizer's own template is, the prompt need not follow it."""
     tokenizer = byte_tokenizer(*TEMPLATES[template]) if template else byte_tokenizer()
     question = "What is on the left?"
-    assert read_question(HAND_MADE[name].format(question), tokenizer).lstrip(": ") == question
+    assert read_question(HAND_MADE[name].format(question), tokenizer) == question
 
 
 def test_roles_quoted_by_the_user() -> None:
@@ -203,9 +203,9 @@ def test_a_broken_template() -> None:
 
 
 def test_padding_and_rows() -> None:
-    tokenizer = byte_tokenizer(*TEMPLATES["vicuna"])
+    tokenizer = byte_tokenizer()
     texts = ["Why?", "", QUESTION]
-    rows = [ids_of(tokenizer, f"<s>USER: <image>\n{text} ASSISTANT:", tokens) for text, tokens in zip(texts, (3, 4, 5))]
+    rows = [ids_of(tokenizer, f"<s><image>\n{text}", tokens) for tokens, text in enumerate(texts, 3)]
     length = max(map(len, rows))
     for side in ("left", "right"):
         # The padding is text, so that only the mask tells.
@@ -253,9 +253,7 @@ def test_the_embedded_model() -> None:
 
 def test_no_tokenizer(tmp_path: Path) -> None:
     model = tiny_llava()
-    with pytest.raises(
-        ValueError, match=r"LlavaForConditionalGeneration \(no name\).*not loaded from a folder.*processor="
-    ):
+    with pytest.raises(ValueError, match=r"Generation \(no name\) .* \(the model was not loaded .* processor="):
         load_tokenizer(model)
     model.save_pretrained(tmp_path)
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)

@@ -175,7 +175,7 @@ def test_the_default_follows_the_sizes(
     def load(source: str) -> TextTower:
         asked.append(source)
         projection = nn.Linear(config.hidden_size, 4, bias=False)
-        return TextTower(tower.text, list, tower.visual_norm, projection, length=77, padding=0)
+        return TextTower(tower.text, lambda texts: [], tower.visual_norm, projection, length=77, padding=0)
 
     monkeypatch.setattr(text_tower_module, "_from_open_clip", load)
     load_text_tower(None, config)

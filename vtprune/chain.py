@@ -98,6 +98,11 @@ class Chain(Pruner):
         return any(pruner.merges for pruner in self.pruners)
 
     @property
+    def reorders(self) -> bool:  # type: ignore[override]
+        """Whether any method does."""
+        return any(pruner.reorders for pruner in self.pruners)
+
+    @property
     def whole_images(self) -> bool:  # type: ignore[override]
         """Whether the first method does."""
         return self.pruners[0].whole_images
@@ -147,7 +152,8 @@ class Chain(Pruner):
         present = tokens
         for pruner, share in zip(self.pruners, self._targets(tokens, keep), strict=True):
             target = min(present, share)
-            own = pruner.schedule(present, target) if target < present else (present,) * len(pruner.layers)
+            removes = target < present or _drops_all(pruner)
+            own = pruner.schedule(present, target) if removes else (present,) * len(pruner.layers)
             counts += own
             present = counts[-1]
         return tuple(counts)

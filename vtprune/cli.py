@@ -33,6 +33,10 @@ DtypeOption = Annotated[str, typer.Option(help="auto (that of the weights), floa
 PositionsOption = Annotated[
     str | None, typer.Option(help="keep or pack rotary positions; by default what the method's paper did.")
 ]
+TextTowerOption = Annotated[
+    str | None,
+    typer.Option(help="CLIP text tower of methods that read the question: a folder or an open_clip name; fitting one."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, for machines.")]
 
 
@@ -104,6 +108,7 @@ def run_command(
     device: DeviceOption = None,
     dtype: DtypeOption = "auto",
     seed: Annotated[int, typer.Option(help="Of methods that draw, and of the drawn scene.")] = 0,
+    text_tower: TextTowerOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Asks one question of the full and of the pruned model, and draws which tokens survived."""
@@ -128,7 +133,7 @@ def run_command(
         from vtprune.eval.compare import compare
         from vtprune.eval.models import load
 
-        loaded = load(model, device=device, dtype=dtype)
+        loaded = load(model, device=device, dtype=dtype, text_tower=text_tower)
         found = compare(loaded, picture, question, method, allowance, positions=policy, max_new_tokens=max_new_tokens)
     from vtprune.demo.overlay import overlay
 
@@ -143,7 +148,11 @@ def run_command(
 def sweep_command(
     model: ModelOption = "embedded",
     pruners: Annotated[
-        list[str] | None, typer.Option(help="Methods, comma-separated, as in 'random,fastv(layer=3)'; all by default.")
+        list[str] | None,
+        typer.Option(
+            help="Methods, comma-separated, as in 'random,fastv(layer=3)'; names joined by / run one after another; "
+            "'all' means every one. [default: a selection that runs in minutes]"
+        ),
     ] = None,
     budgets: Annotated[
         list[str] | None,
@@ -163,6 +172,7 @@ def sweep_command(
     positions: PositionsOption = None,
     seed: Annotated[int, typer.Option(help="Of sampling and of methods that draw.")] = 0,
     include_path: Annotated[list[Path] | None, typer.Option(help="Folder with further lmms-eval task files.")] = None,
+    text_tower: TextTowerOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measures methods and budgets on benchmark tasks; a run that was stopped goes on where it was."""
@@ -184,6 +194,7 @@ def sweep_command(
                 seed=seed,
                 positions=positions,
                 include=tuple(include_path or ()),
+                text_tower=text_tower,
             )
         )
         evaluate = sweep.prepare()

@@ -1,49 +1,40 @@
 """Writes the parts of the documents that follow from code and results, in a checkout.
 
-`python -m vtprune.docs` renews the table of methods; `python -m vtprune.docs results/sweep/results.jsonl` also puts a
-sweep's results into README.md and the model card.
+`python -m vtprune.docs` renews the table of methods and docs/methods.md; with the path of a sweep's `results.jsonl`
+it also puts the results into README.md and the model card.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
-from vtprune.pruner import Pruner
+from vtprune.method_docs import linked, markdown_table, methods_page, stage_text
 from vtprune.registry import pruner_classes
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
+METHODS = ROOT / "docs" / "methods.md"
 MODEL_CARD = ROOT / "eval" / "embedded" / "model" / "README.md"
 
 
 def pruner_table() -> str:
     """All registered methods as a Markdown table."""
+    head = ("name", "removes tokens", "sees the question", "training", "what it does", "source")
     rows = [
-        "| name | removes tokens | sees the question | training | what it does | source |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, cls in pruner_classes().items():
-        cells = (
+        (
             f"`{name}`",
-            _stage(cls()),
+            stage_text(cls()),
             "yes" if cls.query_aware else "no",
             "none" if cls.training_free else "needed",
             cls.summary,
-            re.sub(r"arXiv (\d+\.\d+)", r"[arXiv \1](https://arxiv.org/abs/\1)", cls.paper),
+            linked(cls.paper),
         )
-        rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
-    return "\n".join(rows)
-
-
-def _stage(pruner: Pruner) -> str:
-    if pruner.layers == (0,):
-        return "before the language model"
-    names = " and ".join(str(layer) for layer in pruner.layers)
-    return f"before decoder layer{'s' if len(pruner.layers) > 1 else ''} {names}"
+        for name, cls in pruner_classes().items()
+    ]
+    return markdown_table(head, rows)
 
 
 def sweep_table(records: list[dict[str, Any]]) -> str:
@@ -112,6 +103,7 @@ def main(results: str | None = None) -> None:
     if not README.is_file():
         sys.exit(f"no {README}; run this in a checkout")
     _rewrite(README, {"pruners": pruner_table()})
+    METHODS.write_text(methods_page(), encoding="utf-8")
     if results is not None:
         lines = Path(results).read_text(encoding="utf-8").splitlines()
         records = [json.loads(line) for line in lines]

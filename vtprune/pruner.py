@@ -89,6 +89,8 @@ class Pruner(ABC):
     training_free: ClassVar[bool] = True
     query_aware: ClassVar[bool] = False
     merges: ClassVar[bool] = False
+    reorders: ClassVar[bool] = False
+    """Whether survivors may stand in another order than that of the raster where positions are packed."""
     default_positions: ClassVar[str] = "pack"
     golden: ClassVar[str | None] = None
     whole_images: ClassVar[bool] = False
@@ -182,6 +184,11 @@ class Pruner(ABC):
             depth: Decoder layers; published tables speak of 32.
         """
         return self.presets.get(round(average)) if (tokens, depth, average % 1) == (576, 32, 0) else None
+
+    @classmethod
+    def with_presets(cls) -> Self:
+        """The variant of the method that `presets` speaks of; the default one unless published settings differ."""
+        return cls()
 
     def config(self) -> dict[str, Any]:
         """The hyper-parameters as plain data, for logs and result files."""

@@ -13,9 +13,7 @@ import torch
 _QUESTION, _ANSWER, _NEXT = "vtprunefirst", "vtpruneanswer", "vtprunesecond"  # no template has or changes these
 _PIECE = re.compile(r"\s+|<[^<>\s]*>|\[[^\[\]\s]*\]|[^\s<\[]+|.")
 _TAG = re.compile(r"[<\[].+[>\]]", re.DOTALL)
-_PLACEHOLDER = re.compile(
-    r"<\|[^<>|]*\|>|</?(?:image|video|img|vid|start_of_image|end_of_image)>|\[IMG(?:_BREAK|_END)?\]"
-)
+_PLACEHOLDER = re.compile(r"<\|[^<>|]*\|>|</?(?:image|video|img|vid|(?:start|end)_of_image)>|\[IMG(?:_BREAK|_END)?\]")
 _SYSTEM_IN_TURN = re.compile(r"<<SYS>>.*?<</SYS>>", re.DOTALL)
 
 

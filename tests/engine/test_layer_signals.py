@@ -31,7 +31,7 @@ class Witness(Pruner):
     paper: ClassVar[str] = "none"
     year: ClassVar[int] = 2026
     summary: ClassVar[str] = "for tests"
-    encoder_layers: ClassVar[tuple[int, ...]] = (0, -1)  # type: ignore[assignment]
+    encoder_layers: ClassVar[tuple[int, ...]] = (0, -1)
     seen: ClassVar[Seen] = {}
 
     stages: tuple[int, ...] = (2,)
@@ -116,7 +116,7 @@ def test_encoder_layers_of_a_tower_without_cls() -> None:
 
 def test_an_encoder_layer_that_is_not_there_is_refused() -> None:
     class Deep(Witness):
-        encoder_layers: ClassVar[tuple[int, ...]] = (3,)  # type: ignore[assignment]
+        encoder_layers: ClassVar[tuple[int, ...]] = (3,)
 
     with pytest.raises(ValueError, match=r"encoder layers \(3,\).*layers 0 to 2"):
         vtprune.wrap(tiny.tiny_llava(), Deep(needs=frozenset({Signal.ENCODER_LAYERS})), 9)

@@ -49,6 +49,13 @@ def test_equally_like_tokens_go_to_the_first() -> None:
     assert absorb(features, torch.tensor([[1, 0]]), torch.tensor([[2, 3]]))[1].tolist() == [[0, 0]]
 
 
+def test_gradients_reach_every_token() -> None:
+    features = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.0, 3.0]]], requires_grad=True)
+    absorb(features, torch.tensor([[0, 1]]), torch.tensor([[2]]))[0].sum().backward()
+    assert features.grad is not None
+    assert features.grad[0, :, 0].tolist() == [1.0, 0.5, 0.5]
+
+
 def test_autocast_does_not_lower_the_precision() -> None:
     features, (kept, dropped) = torch.randn(2, 63, 16), parts(2, 63, 20)
     with torch.autocast("cpu", dtype=torch.bfloat16):

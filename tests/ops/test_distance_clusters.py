@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from vtprune.ops.distance_clusters import budget_centres, cluster_means, cosine_distance, density_centres
 from vtprune.ops.reference import distance_clusters as reference
 
-few = settings(max_examples=40)
+few = settings(max_examples=25)
 
 
 def plain(batch: int, tokens: int, dim: int) -> torch.Tensor:
@@ -163,6 +163,16 @@ def test_what_the_cutoff_promises(tokens: int, cutoff: float, make: Maker) -> No
         budget, moved = budget_centres(distance[picture][None], len(centres), cutoff)
         assert budget[0].tolist() == centres.tolist()
         assert float(moved) == pytest.approx(cutoff)
+
+
+@pytest.mark.parametrize("cutoff", [0.25, 0.5, 0.75])
+def test_a_token_at_the_cutoff_is_no_centre(cutoff: float) -> None:
+    distance = cosine_distance(signs(1, 23, 16))
+    assert bool((distance == cutoff).any())
+    centres = reference.density_centres(distance[0], cutoff)
+    found, moved = budget_centres(distance, len(centres), cutoff)
+    assert density_centres(distance, cutoff)[0].nonzero().flatten().tolist() == found[0].tolist() == centres
+    assert moved.item() == cutoff
 
 
 def test_autocast_does_not_reach_the_distances() -> None:

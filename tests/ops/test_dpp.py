@@ -93,8 +93,12 @@ def test_zero_vectors_come_last_by_relevance() -> None:
 def test_survives_what_is_no_number(where: str, nonsense: float) -> None:
     states, relevance = made("plain", 2, 20, 8), torch.rand(2, 20)
     {"states": states, "relevance": relevance}[where][0, 3] = nonsense
-    for row in dpp_map(states, relevance, 20).tolist():
+    picks = dpp_map(states, relevance, 20)
+    for row in picks.tolist():
         assert sorted(row) == list(range(20))
+    others = torch.tensor([token for token in range(20) if token != 3])
+    expected = others[dpp_map(states[:1, others], relevance[:1, others], 8)]
+    assert torch.equal(picks[:1, :8], expected)
 
 
 def test_autocast_does_not_lower_the_precision() -> None:

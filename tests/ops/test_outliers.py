@@ -87,3 +87,13 @@ def test_a_far_number_stands_out() -> None:
     values[1, 40] = 7.0
     assert lof_outlier_count(values, 20).tolist() == iqr_outlier_count(values).tolist() == [0, 1]
     assert int(local_outlier_factors(values, 20)[1].argmax()) == 40
+
+
+def test_quartiles_are_taken_in_at_least_single_precision() -> None:
+    # The quartiles 129.25 and 131.75 do not exist in bfloat16; next to rounded ones 136 would not stand out.
+    scores = torch.tensor([[128.0, 129.0, 130.0, 131.0, 132.0, 136.0]])
+    for dtype, offset in ((torch.bfloat16, 0), (torch.float16, 896)):
+        assert iqr_outlier_count((scores + offset).to(dtype)).tolist() == [1]
+    just_above = torch.tensor([[0.0, 1.0, 2.0, 3.0, 6.0 + 1e-9]], dtype=torch.float64)
+    assert iqr_outlier_count(just_above).tolist() == [1]
+    assert iqr_outlier_count(just_above.float()).tolist() == [0]

@@ -64,13 +64,20 @@ def test_masked_words_never_matter(garbage: float) -> None:
     assert not bool((clean & ~mask).any())
 
 
+@pytest.mark.parametrize("make", [zeros, constant])
+@pytest.mark.parametrize(("tokens", "length"), [(36, 19), (36, 24), (576, 20)])
+def test_equal_words_all_rate(make: Maker, tokens: int, length: int) -> None:
+    """Sizes at which plain sums of equal shares differ in their last digit."""
+    assert text_raters(make(1, tokens, 8), make(1, length, 8), torch.ones(1, length, dtype=torch.bool)).all()
+
+
 def test_no_word_is_no_rater() -> None:
     assert not text_raters(plain(2, 5, 8), plain(2, 4, 8), torch.zeros(2, 4, dtype=torch.bool)).any()
     assert text_raters(plain(2, 5, 8), plain(2, 0, 8), torch.zeros(2, 0, dtype=torch.bool)).shape == (2, 0)
 
 
 def test_autocast_does_not_change_the_raters() -> None:
-    visual, words, mask = plain(3, 200, 64), plain(3, 40, 64), torch.ones(3, 40, dtype=torch.bool)
+    visual, words, mask = plain(3, 50, 64), plain(3, 900, 64) / 20, torch.ones(3, 900, dtype=torch.bool)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = text_raters(visual, words, mask)
     assert torch.equal(half, text_raters(visual, words, mask))

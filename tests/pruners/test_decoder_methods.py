@@ -70,8 +70,10 @@ def test_schedules_shrink_to_the_budget(pruner: Pruner) -> None:
 
 @pytest.mark.parametrize("average", [192, 128, 64])
 def test_pyramiddrop_presets_are_the_largest_of_their_average(average: int) -> None:
-    pruner = PyramidDrop(stages=PyramidDrop.preset_stages)
-    keep = PyramidDrop.presets[average]
+    pruner = PyramidDrop.with_presets()
+    keep = pruner.preset(average, 576, 32)
+    assert keep is not None
+    assert PyramidDrop().preset(average, 576, 32) is None
     assert sum(per_layer_tokens(pruner, 576, keep, 32)) <= 32 * average
     assert sum(per_layer_tokens(pruner, 576, keep + 1, 32)) > 32 * average
 
@@ -99,7 +101,7 @@ def test_fitprune_without_shares_removes_less_early_than_published() -> None:
 
 
 def fitprune_context(own: list[float], cross: list[float], *, heads: int = 1, text_follows: bool = True) -> FakeContext:
-    """Attention `own` from each token, `cross` from the one text token behind; a great deal to the last from those before."""
+    """Attention `own` from each token, `cross` from the one text token behind; much to the last from those before."""
     tokens = len(own)
     rows = torch.tensor([[*[0.0] * (tokens - 1), 9.0]] * 2 + [own] * tokens + [cross])
     return FakeContext(

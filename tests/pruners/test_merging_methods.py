@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from fakes import ANYRES, SQUARE, FakeContext, random_context
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vtprune.layout import ImageLayout, grid_layout
 from vtprune.ops.reference import bipartite as slow_bipartite
@@ -114,6 +115,14 @@ def test_views_do_not_see_each_other(pruner: Pruner) -> None:
         moved = ~(features_of(after)[0] == features_of(before)[0]).all(-1)
         assert bool((torch.isin(after.kept[0], tokens) | ~moved).all())
         assert bool(moved[own].all())
+
+
+@methods
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_no_value_is_needed_on_the_host(pruner: Pruner, device: str) -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        reduction = pruner.reduce(context_for(pruner, ANYRES).to(torch.device(device)), 20)
+    assert reduction.kept.shape == (3, 20)
 
 
 @methods

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from vtprune.budget import Budget, per_layer_tokens
+from vtprune.budget import Budget
 from vtprune.engine.cache_names import cache_in
 from vtprune.engine.cache_state import CacheState, state_of
 from vtprune.engine.run import DECODER_STATES, NEXT, UNROTATED, Run
@@ -126,10 +126,9 @@ class Engine:
         if key not in self._schedules:
             keeps = self.budget.resolve(self.pruner, images, self.shape, text_tokens)
             self._schedules[key] = [
-                tuple(
-                    per_layer_tokens(self.pruner, image.tokens, keep, self.shape.layers)[layer]
-                    for layer in self.pruner.layers
-                )
+                self.pruner.schedule(image.tokens, keep)
+                if keep < image.tokens
+                else (image.tokens,) * len(self.pruner.layers)
                 for image, keep in zip(images, keeps, strict=True)
             ]
         return self._schedules[key]

@@ -49,7 +49,8 @@ def prune_images(
     """
     groups: dict[tuple[ImageLayout, int, int | None], list[int]] = {}
     for image, (layout, count) in enumerate(zip(run.layouts, tokens.counts, strict=True)):
-        groups.setdefault((layout, count, step.targets and step.targets[image]), []).append(image)
+        target = None if step.targets is None else step.targets[image]
+        groups.setdefault((layout, count, target), []).append(image)
     parts: dict[int, _Part] = {}
     offsets = tokens.offsets
     for (_, count, target), images in groups.items():

@@ -57,8 +57,8 @@ def holistic_scores(
 
     Example:
         >>> features, attention = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]]), torch.full((1, 3), 0.001)
-        >>> holistic_scores(features, attention, 1).round(decimals=3).tolist()
-        [[1.135, 1.135, 1.0]]
+        >>> holistic_scores(features, attention, 1)
+        tensor([[1.1350, 1.1350, 1.0000]])
     """
     tokens = features.shape[1]
     index, real = chunk_grid(tokens, chunks, features.device)

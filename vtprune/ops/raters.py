@@ -31,10 +31,9 @@ def text_raters(tokens: torch.Tensor, words: torch.Tensor, word_mask: torch.Tens
         >>> text_raters(torch.tensor([[[1.0, 0.0]]]), words, torch.tensor([[True, True, True, False]])).tolist()
         [[True, False, True, False]]
     """
-    words = as_float(words).masked_fill(~word_mask.unsqueeze(-1), 0)
     # Autocast would carry out the product in half precision even for float32 operands.
     with torch.autocast(tokens.device.type, enabled=False):
-        logits = as_float(tokens) @ words.mT
+        logits = as_float(tokens) @ as_float(words).mT
     # The lowest finite number: -inf would turn a prompt without words into NaN.
     logits = logits.masked_fill(~word_mask.unsqueeze(1), torch.finfo(logits.dtype).min)
     shares = logits.double().softmax(dim=-1).mean(dim=1).masked_fill(~word_mask, 0)

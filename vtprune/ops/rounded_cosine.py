@@ -8,6 +8,7 @@ from torch.nn.functional import normalize
 _STEPS = 2.0**30
 
 
+@torch.no_grad()
 def rounded_cosine(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """Cosines of all pairs, rounded to multiples of 2^-30; 0 where one vector is zero.
 

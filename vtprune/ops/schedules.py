@@ -15,7 +15,7 @@ def interpolated_schedule(published: Sequence[tuple[int, ...]], whole: int, toke
     shrink with it to nothing, above the largest they grow until everything is kept.
 
     Args:
-        published: Tokens after each stage, lists of one length.
+        published: Tokens after each stage, lists of one length whose numbers never grow.
         whole: Tokens of the pictures for which these lists hold.
         tokens: Tokens of the picture at hand.
         keep: What the last stage leaves, 1 to `tokens`.
@@ -35,8 +35,4 @@ def interpolated_schedule(published: Sequence[tuple[int, ...]], whole: int, toke
     above = next(number for number, counts in enumerate(lists) if counts[-1] >= place)
     low, high = lists[above - 1], lists[above]
     share = (place - low[-1]) / (high[-1] - low[-1])
-    values = [(less + share * (more - less)) * tokens / whole for less, more in zip(low, high, strict=True)]
-    counts = [keep]
-    for value in reversed(values[:-1]):
-        counts.append(min(tokens, max(counts[-1], round(value))))
-    return tuple(reversed(counts))
+    return tuple(round((less + share * (more - less)) * tokens / whole) for less, more in zip(low, high, strict=True))

@@ -55,6 +55,7 @@ class Feather(Pruner):
     summary = "Keeps what the last prompt token attends to without rotary embeddings, at first with a coarse grid."
     signals = frozenset({Signal.UNROTATED_STATES})
     query_aware = True
+    whole_images = True
     default_positions = "keep"
 
     def __post_init__(self) -> None:

@@ -51,7 +51,8 @@ class PruMerge(Pruner):
 
     Every kept patch gets the features of the patches with the most similar keys added, by their attention; one more
     token is the sum, by attention, of all patches that were not kept. Attention and keys are of full width, heads taken
-    together; features are those before the projector. Each encoder view is compressed with its share of the budget, in
+    together; features are those before the projector. A tower without CLS token has the attention of its patches on
+    average in its stead. Each encoder view is compressed with its share of the budget, in
     proportion to its patches.
 
     A budget counts the token of the rest, and is that token alone when it is 1. Without a budget as many patches are
@@ -80,7 +81,7 @@ class PruMerge(Pruner):
 
     name = "prumerge"
     paper = "LLaVA-PruMerge, ICCV 2025, arXiv 2403.15388"
-    year = 2024
+    year = 2025
     summary = "Keeps what the encoder's CLS token attends to, merged with what has similar keys, and a sum of the rest."
     signals = frozenset({Signal.ENCODER_LAYERS, Signal.ENCODER_FEATURES})
     merges = True

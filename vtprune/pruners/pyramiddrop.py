@@ -27,8 +27,8 @@ class PyramidDrop(Pruner):
     tokens too.
 
     The authors' stages cannot reach the averages of 128 and 64 tokens of published tables; for these they advise to
-    prune earlier. `presets` therefore belongs to `preset_stages`:
-    `PyramidDrop(stages=PyramidDrop.preset_stages)` with a budget of 101, 42 or 4 tokens.
+    prune earlier. `presets` therefore belongs to `preset_stages`, 2, 8 and 16 of 32, and is found with these stages
+    alone; `PyramidDrop.with_presets()` has them. The averages count the tokens that layers really process.
 
     Args:
         stages: Decoder layers before which tokens are removed, ascending, 1 or more. `None` takes the official 8, 16
@@ -41,7 +41,7 @@ class PyramidDrop(Pruner):
     Example:
         >>> PyramidDrop().schedule(576, 72)
         (288, 144, 72)
-        >>> PyramidDrop(stages=PyramidDrop.preset_stages).schedule(576, PyramidDrop.presets[192])
+        >>> PyramidDrop(stages=(2, 8, 16)).schedule(576, PyramidDrop.presets[192])
         (322, 180, 101)
     """
 
@@ -70,6 +70,15 @@ class PyramidDrop(Pruner):
     def layers(self) -> tuple[int, ...]:
         """The stages, or the official ones until the method is fitted."""
         return self.stages or _STAGES
+
+    def preset(self, average: float, tokens: int, depth: int) -> int | None:
+        """As of every method, but with `preset_stages` only."""
+        return super().preset(average, tokens, depth) if self.layers == self.preset_stages else None
+
+    @classmethod
+    def with_presets(cls) -> Self:
+        """The method with `preset_stages`."""
+        return cls(stages=cls.preset_stages)
 
     def schedule(self, tokens: int, keep: int) -> tuple[int, ...]:
         """One share for all stages, each count rounded down."""

@@ -59,8 +59,8 @@ class ToMe(Pruner):
     ordered: bool = False
 
     name = "tome"
-    paper = "Token Merging, ICLR 2023, arXiv 2210.09461"
-    year = 2022
+    paper = "ToMe, ICLR 2023, arXiv 2210.09461"
+    year = 2023
     summary = "Merges the most similar pairs of projected tokens until the budget is met."
     merges = True
     golden = "tome.npz"
