@@ -94,7 +94,7 @@ def compare(
     Raises:
         ValueError: The model, method or budget do not go together, or the prompt holds no picture.
     """
-    inputs = _inputs(loaded, picture, question)
+    inputs = chat_inputs(loaded, picture, question)
     length = inputs["input_ids"].shape[1]
     runs = []
     for allowance in (EVERYTHING, budget):
@@ -145,7 +145,8 @@ def compare(
     )
 
 
-def _inputs(loaded: LoadedModel, picture: Image.Image, question: str) -> Any:
+def chat_inputs(loaded: LoadedModel, picture: Image.Image, question: str) -> Any:
+    """A prompt with one picture and a question, on the model's device."""
     content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
     inputs = loaded.processor.apply_chat_template(
         [[{"role": "user", "content": content}]],

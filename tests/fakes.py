@@ -270,13 +270,17 @@ class FakeContext(Context):
 
     @cached_property
     def text_slots(self) -> torch.Tensor:
-        texts = self.text_mask.shape[1]
+        texts = self.tensors["text_mask"].shape[1]
         here = torch.arange(texts, device=self.hidden.device).expand(self.batch, -1)
         return torch.where(here < self.prefix, here, here + self.tokens)
 
+    @property
+    def text_present(self) -> torch.Tensor:
+        return self.tensors["text_mask"]
+
     @cached_property
     def text_follows(self) -> torch.Tensor:
-        return self.text_mask & (self.text_slots >= self.prefix + self.tokens)
+        return self.text_present & (self.text_slots >= self.prefix + self.tokens)
 
     def columns(self, slots: torch.Tensor) -> torch.Tensor:
         # The words alone stand in `text` of a fake context, which has no columns for the image.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -136,7 +136,7 @@ def test_bad_short_forms(short: Any, error: type[Exception], message: str) -> No
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({}, TypeError, "exactly one of tokens, ratio, average, flops, got none"),
+        ({}, TypeError, "exactly one of tokens, ratio, average, flops, adaptive, got none"),
         ({"tokens": 64, "flops": 0.5}, TypeError, "got tokens and flops"),
         ({"tokens": True}, TypeError, "integer, got True"),
         ({"tokens": 64.0}, TypeError, "integer, got 64.0"),
@@ -361,3 +361,37 @@ def test_only_sizes_that_the_method_has() -> None:
     assert resolve(Budget(ratio=0.25), Image(576), pruner=Fixed()) == [144]
     assert resolve(Budget(average=64), Image(576), pruner=Fixed()) == [36]
     assert resolve(Budget(tokens=576), Image(576), pruner=Fixed()) == [576]
+
+
+@dataclass(frozen=True)
+class Preset(Geometric):
+    """Has a setting of a published table."""
+
+    name = "preset"
+    presets: ClassVar[dict[int, int]] = {64: 19}
+
+
+def test_presets_of_published_tables_hold_for_their_model_alone() -> None:
+    nominal = Budget(average=64, convention="nominal")
+    assert nominal.resolve(Preset(), [Image(576)], VICUNA, 50) == [19]
+    assert Budget.parse("nominal:64") == nominal
+    search = nominal.resolve(Geometric(), [Image(576)], VICUNA, 50)
+    assert search != [19]
+    for images, shape in (([Image(575)], VICUNA), ([Image(576)], LAYERS_28), ([Image(576), Image(400)], VICUNA)):
+        expected = nominal.resolve(Geometric(), images, shape, 50)
+        assert nominal.resolve(Preset(), images, shape, 50) == expected
+    for other in (Budget(average=64), Budget(average=63, convention="nominal"), Budget(average=64.5)):
+        assert other.resolve(Preset(), [Image(576)], VICUNA, 50) == other.resolve(Geometric(), [Image(576)], VICUNA, 50)
+
+
+def test_adaptive_budgets() -> None:
+    budget = Budget.parse("adaptive")
+    assert budget == Budget(adaptive=True)
+    assert str(budget) == "as many tokens as the method finds right"
+    assert budget.resolve(SingleStage(), [Image(576), Image(9)], VICUNA, 50) == [576, 9]
+    with pytest.raises(TypeError, match="adaptive must be True or left out, got False"):
+        Budget(adaptive=False)
+    with pytest.raises(ValueError, match="per='view' has no meaning"):
+        Budget(adaptive=True, per="view")
+    with pytest.raises(TypeError, match="exactly one"):
+        Budget(adaptive=True, tokens=9)

@@ -84,7 +84,7 @@ def test_long_texts_come_in_pieces(clip: Any, processor: Any, tower: TextTower, 
     assert tower.encode([exact + " star"]).mask.tolist() == [[True, True]]
 
 
-@pytest.mark.parametrize("text", ["where is the red star ?", LONG, "  where is it ?\nanswer with a word", ""])
+@pytest.mark.parametrize("text", ["where is the red star ?", LONG, "\n where is it ?\nanswer with a word", ""])
 def test_last_is_the_padded_end_of_the_first_line(clip: Any, processor: Any, tower: TextTower, text: str) -> None:
     inputs = processor.tokenizer(
         [text.strip().split("\n")[0]], padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt"
@@ -137,6 +137,21 @@ def test_number_type_and_autocast(tower: TextTower, captions: list[str]) -> None
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(tower.encode(captions).last, expected.last)
         assert torch.equal(tower.project(features), projected)
+
+
+@pytest.mark.gpu
+def test_the_tower_moves_as_a_whole(tower: TextTower, captions: list[str]) -> None:
+    moved = load_text_tower("embedded", None).to("cuda")
+    found, expected = moved.encode([LONG, *captions]), tower.encode([LONG, *captions])
+    features = torch.randn(2, 5, 256)
+    assert torch.equal(found.mask.cpu(), expected.mask)
+    for on_gpu, on_cpu in [
+        (found.pieces, expected.pieces),
+        (found.last, expected.last),
+        (moved.project(features.to("cuda")), tower.project(features)),
+    ]:
+        assert on_gpu.is_cuda
+        close(on_gpu.cpu(), on_cpu)
 
 
 def test_nothing_is_trained(tower: TextTower) -> None:
@@ -273,12 +288,13 @@ def test_open_clip_encodes_as_it_does_itself(base: tuple[Any, Any]) -> None:
     close(found.pieces[:, 0], expected)
     assert (expected[0] - expected[1]).abs().max() > 0.1 * expected.abs().max()
 
-    words = "what is written on the large sign beside the road " * 12
+    # Three rows: begin and end stand in the outer ones, the middle one is pooled at its largest id.
+    words = "what is written on the large sign beside the road " * 20
     ids = [tokenizer.sot_token_id, *tokenizer.encode(words), tokenizer.eot_token_id]
     with torch.no_grad():
         expected = model.encode_text(rows(ids, 77))
     found = tower.encode([words])
-    assert found.mask.tolist() == [[True, True]]
+    assert found.mask.tolist() == [[True, True, True]]
     close(found.pieces[0], expected)
 
 
@@ -318,6 +334,7 @@ def test_open_clip_in_half_precision(open_clip: Any, base: tuple[Any, Any]) -> N
     tower = text_tower_module.from_open_clip(small_clip(open_clip.CLIP), base[1])
     expected = tower.encode(["a dog"]).pieces
     found = tower.to(torch.bfloat16).encode(["a dog"])
+    assert "text.mask" in dict(tower.named_buffers())  # else it stays behind when the tower moves
     assert found.pieces.dtype == found.last.dtype == torch.bfloat16
     torch.testing.assert_close(found.pieces.float(), expected, rtol=0.1, atol=0.1 * float(expected.abs().max()))
 
@@ -362,12 +379,20 @@ def test_weights_that_cannot_be_had(open_clip: Any, monkeypatch: pytest.MonkeyPa
 
 
 def test_other_models_of_open_clip(open_clip: Any, base: tuple[Any, Any]) -> None:
+    def changed(name: str, value: object) -> Any:
+        model = small_clip(open_clip.CLIP)
+        setattr(model, name, value)
+        return model
+
     others = [
         small_clip(open_clip.CLIP, pool_type="avg"),
         small_clip(open_clip.CLIP, final_ln_after_pool=True),
         small_clip(open_clip.CLIP, attentional_pool=True, attn_pooler_heads=2),
         small_clip(open_clip.CLIP, layers=[1, 1, 1, 1], image_size=64),
         small_clip(open_clip.CustomTextCLIP),
+        changed("text_pool_type", "eos"),
+        changed("text_projection", None),
+        changed("visual", nn.Linear(1, 1)),
         nn.Linear(1, 1),
     ]
     for other in others:

@@ -152,8 +152,7 @@ class Chain(Pruner):
         present = tokens
         for pruner, share in zip(self.pruners, self._targets(tokens, keep), strict=True):
             target = min(present, share)
-            removes = target < present or _drops_all(pruner)
-            own = pruner.schedule(present, target) if removes else (present,) * len(pruner.layers)
+            own = pruner.schedule(present, target) if target < present else (present,) * len(pruner.layers)
             counts += own
             present = counts[-1]
         return tuple(counts)
@@ -188,14 +187,11 @@ class Chain(Pruner):
 
     def _targets(self, tokens: int, keep: int) -> list[int]:
         """Tokens that each method is to leave."""
-        last = len(self.pruners) - 1
+        end = [0] if _drops_all(self.pruners[-1]) else []
+        steps = len(self.pruners) - len(end)
         if self.shares is not None:
-            return [*(round(share * keep) for share in self.shares), keep]
-        steps = last + 1 - int(_drops_all(self.pruners[-1]))
-        return [
-            max(keep, round(tokens * (keep / tokens) ** (min(method + 1, steps) / steps)))
-            for method in range(len(self.pruners))
-        ]
+            return [*(round(share * keep) for share in self.shares), keep][:steps] + end
+        return [max(keep, round(tokens * (keep / tokens) ** (step / steps))) for step in range(1, steps + 1)] + end
 
 
 def _drops_all(pruner: Pruner) -> bool:

@@ -189,17 +189,25 @@ class Context(ABC):
     def text_slots(self) -> torch.Tensor:
         """Where the text of the prompt stands in the running sequence, ascending, `(batch, texts)`.
 
-        Rows with less text are filled up with other slots at the left; `text_follows` is `False` there.
+        Rows with less text are filled up with other slots at the left, of which `text_present` is `False`.
         """
 
     @property
     @abstractmethod
+    def text_present(self) -> torch.Tensor:
+        """`True` where `text_slots` names a text token, `(batch, texts)`; padding and what fills up are `False`."""
+
+    @property
+    @abstractmethod
     def text_follows(self) -> torch.Tensor:
-        """`True` where `text_slots` names a text token behind the image, `(batch, texts)`; padding is `False`."""
+        """`True` where `text_slots` names a text token behind the image, `(batch, texts)`."""
 
     @abstractmethod
     def columns(self, slots: torch.Tensor) -> torch.Tensor:
-        """The columns in the padded prompt of slots of the running sequence, `(batch, any)`; the index into `text`."""
+        """The columns in the padded prompt of slots of the running sequence, `(batch, any)`; the index into `text`.
+
+        Slots without a token, which fill up shorter rows, have the column of some other one.
+        """
 
     @abstractmethod
     def hidden_at(self, slots: torch.Tensor) -> torch.Tensor:

@@ -90,7 +90,6 @@ class TextTower(nn.Module):
         """Width of the joint space."""
         return self.visual_projection.out_features
 
-    @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> TextEmbeddings:
         """Embeds texts of any length.
 
@@ -292,6 +291,7 @@ def from_open_clip(clip: Any, tokenizer: Any) -> TextTower:
         ValueError: The model is of another kind.
     """
     import open_clip
+    from open_clip.transformer import VisionTransformer
 
     visual: Any = getattr(clip, "visual", None)
     if (
@@ -299,8 +299,7 @@ def from_open_clip(clip: Any, tokenizer: Any) -> TextTower:
         or clip.text_pool_type != "argmax"
         or clip.text_projection is None
         or not isinstance(tokenizer, open_clip.SimpleTokenizer)
-        or not isinstance(getattr(visual, "ln_post", None), nn.Module)
-        or not isinstance(getattr(visual, "proj", None), torch.Tensor)
+        or not isinstance(visual, VisionTransformer)
         or visual.attn_pool is not None
         or visual.pool_type != "tok"
         or visual.final_ln_after_pool

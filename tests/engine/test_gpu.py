@@ -11,6 +11,7 @@ import torch
 
 import vtprune
 from vtprune.adapters import check_adapter
+from vtprune.pruner import Signal
 
 pytestmark = pytest.mark.gpu
 
@@ -54,8 +55,10 @@ def test_wrapping_adds_no_synchronisation(name: str, rows: int) -> None:
         return sum("synchronizing" in str(warning.message) for warning in caught)
 
     stock = syncs()
+    # Reading the question copies the prompt's ids to the host, and those of its words back.
+    reading = 4 if Signal.CLIP_TEXT in vtprune.pruner_class(name).signals else 0
     with vtprune.pruning(model, name, 9, images_per_prompt=1, **tiny.question_side(name)):
-        assert syncs() <= stock
+        assert syncs() <= stock + reading
 
 
 @pytest.mark.parametrize("name", ["divprune", "fastv"])

@@ -141,6 +141,7 @@ def test_rows_of_decoder_attention(attention: str, padding: str) -> None:
         expected = output.attentions[1][row]
         close(text[row][:, context.text_follows[row]], expected[:, follows][:, :, visual])
         close(own[row], expected[:, visual][:, :, visual])
+        assert torch.equal(context.text_slots[row][context.text_present[row]], (real & ~is_image).nonzero().flatten())
         assert torch.equal(context.columns(context.text_slots)[row], context.text_slots[row])
 
 

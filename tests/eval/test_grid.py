@@ -7,6 +7,7 @@ import pytest
 
 from vtprune.budget import Budget
 from vtprune.eval.grid import (
+    DEFAULT_PRUNERS,
     EVERYTHING,
     Cell,
     budget_data,
@@ -35,8 +36,17 @@ def cell(**changes: Any) -> Cell:
     return Cell(**(settings | changes))
 
 
-def test_no_pruner_named_means_all() -> None:
-    assert [method.name for method in parse_pruners([])] == list_pruners()
+def test_no_pruner_named_means_a_selection_and_all_means_all() -> None:
+    assert [method.name for method in parse_pruners([])] == list(DEFAULT_PRUNERS)
+    assert [method.name for method in parse_pruners(["all"])] == list_pruners()
+    assert [method.name for method in parse_pruners(["vtw,all"])] == ["vtw", *sorted({*list_pruners()} - {"vtw"})]
+
+
+def test_chains_are_read_and_labelled() -> None:
+    (chain,) = parse_pruners(["visionzip/fastv(layer=3)"])
+    assert chain.name == "visionzip/fastv"
+    assert method_label(chain) == "visionzip/fastv(layer=3)"
+    assert parse_pruner("sparsevlm+").name == "sparsevlm+"
 
 
 def test_pruners_keep_their_order_and_options() -> None:

@@ -193,6 +193,11 @@ def test_rectangles_of_views() -> None:
     assert view_rectangles(ANYRES) == ((4, 4), (3, 4), (3, 4), (3, 4), (3, 4))
     assert crop_ends(ANYRES) == ((3, 6), (4, 8))
     assert view_rectangles(grid_layout(3, 7)) == ((3, 7),)
+    # Of the upper crops only the last row, of the right ones only the first column.
+    patches = (*range(4), 6, 7, 10, 12, 13, 16, 14, 15, 18)
+    uneven = ImageLayout((Segment(2, 2), Segment(3, 3)), patches, 5, 4, crops=(2, 2))
+    assert view_rectangles(uneven) == ((2, 2), (1, 2), (1, 1), (2, 2), (2, 1))
+    assert crop_ends(uneven) == ((1, 3), (2, 3))
     empty = ImageLayout((Segment(2, 2), Segment(1, 2)), (0, 1, 2, 3, 4, 5), 3, 4, crops=(1, 2))
     assert view_rectangles(empty) == ((2, 2), (1, 2), (0, 0))
     assert crop_ends(empty) == ((1,), (2, 2))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from vtprune.ops.density_peaks import cluster_means, density_peaks
 from vtprune.ops.reference import density_peaks as reference
 
-few = settings(max_examples=40)
+few = settings(max_examples=25)
 
 
 def plain(batch: int, count: int, dim: int) -> torch.Tensor:
@@ -50,7 +50,7 @@ inputs = pytest.mark.parametrize(("make", "dtype"), INPUTS)
 
 
 @inputs
-@pytest.mark.parametrize(("count", "clusters"), [(1, 1), (2, 1), (2, 2), (23, 1), (23, 3), (23, 22), (23, 23)])
+@pytest.mark.parametrize(("count", "clusters"), [(1, 1), (2, 1), (2, 2), (33, 1), (33, 4), (33, 9), (33, 33)])
 def test_clusters_agree_with_the_loop(make: Maker, dtype: torch.dtype, count: int, clusters: int) -> None:
     points, features = make(2, count, 16).to(dtype), plain(2, count, 5).to(dtype)
     centres, cluster = density_peaks(points, clusters)

@@ -25,8 +25,13 @@ def made(kind: str, batch: int, tokens: int, dim: int) -> torch.Tensor:
     return kinds[kind]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("kind", ["plain", "signs", "zeros", "constant", "strided", "twins"])
+INPUTS = [
+    *((kind, torch.float32) for kind in ("plain", "signs", "zeros", "constant", "strided", "twins")),
+    *((kind, dtype) for kind in ("plain", "zeros") for dtype in (torch.bfloat16, torch.float16)),
+]
+
+
+@pytest.mark.parametrize(("kind", "dtype"), INPUTS)
 @pytest.mark.parametrize(("tokens", "keep"), [(1, 1), (2, 1), (2, 2), (23, 7), (23, 22)])
 def test_agrees_with_the_definition(kind: str, dtype: torch.dtype, tokens: int, keep: int) -> None:
     states = made(kind, 3, tokens, 12).to(dtype)

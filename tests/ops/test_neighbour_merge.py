@@ -129,7 +129,7 @@ def test_without_weights_sums_are_the_centres() -> None:
 
 
 def test_autocast_does_not_lower_the_precision() -> None:
-    features, weights = plain(2, 63, 32), torch.rand(2, 63)
+    features, weights = plain(2, 63, 32) + 3.0, torch.rand(2, 63)
     centres, rest = torch.arange(20).expand(2, -1), torch.rand(2, 63) < 0.5
 
     def everything() -> list[torch.Tensor]:

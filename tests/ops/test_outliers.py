@@ -24,13 +24,15 @@ def made(kind: str, batch: int, tokens: int) -> torch.Tensor:
     return kinds[kind]
 
 
-kinds = pytest.mark.parametrize("kind", ["plain", "signs", "whole", "zeros", "constant", "strided"])
-dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+INPUTS = [
+    *((kind, torch.float32) for kind in ("plain", "signs", "whole", "zeros", "constant", "strided")),
+    *(("plain", dtype) for dtype in (torch.float64, torch.bfloat16, torch.float16)),
+]
+inputs = pytest.mark.parametrize(("kind", "dtype"), INPUTS)
 sizes = pytest.mark.parametrize("tokens", [1, 2, 21, 63])
 
 
-@kinds
-@dtypes
+@inputs
 @sizes
 def test_quartile_rule_agrees_with_a_plain_loop_and_numpy(kind: str, dtype: torch.dtype, tokens: int) -> None:
     scores = made(kind, 3, tokens).to(dtype)
@@ -45,8 +47,7 @@ def test_quartile_rule_agrees_with_a_plain_loop_and_numpy(kind: str, dtype: torc
 
 
 @pytest.mark.parametrize("neighbours", [1, 20])
-@kinds
-@dtypes
+@inputs
 @sizes
 def test_local_outlier_factors_agree_with_the_definition(
     kind: str, dtype: torch.dtype, tokens: int, neighbours: int

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -45,6 +47,20 @@ def test_attention_agrees_with_the_loop(
     for picture in range(2):
         logits = reference.attention_logits(queries[picture], keys[picture], 0.4, allowed[picture])
         torch.testing.assert_close(fast[picture].tolist(), reference.page_rank(logits), rtol=1e-9, atol=0)
+
+
+def test_maps_of_few_heads_exist_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def walk(logits: torch.Tensor, *options: Any) -> torch.Tensor:
+        sizes.append(logits.shape[1])
+        return logits.sum(-1)
+
+    monkeypatch.setattr(module, "_walk", walk)
+    monkeypatch.setattr(module, "_ELEMENTS_PER_PASS", 2 * 9 * 9 * 3)
+    states = torch.zeros(2, 8, 9, 4)
+    attention_page_rank(states, states, 1.0, torch.ones(2, 9, 9, dtype=torch.bool))
+    assert sizes == [3, 3, 2]
 
 
 def test_zero_states_share_alike() -> None:

@@ -67,10 +67,10 @@ def test_order_of_pivots_matters() -> None:
 
 
 def test_autocast_changes_nothing() -> None:
-    tokens, live, taken = plain(2, 200, 64), torch.ones(2, 8, dtype=torch.bool), torch.zeros(2, 200, dtype=torch.bool)
-    before = unlike_pivots(tokens, tokens[:, :8], 60, live=live, taken=taken)
+    tokens, live, taken = plain(2, 900, 64), torch.ones(2, 8, dtype=torch.bool), torch.zeros(2, 900, dtype=torch.bool)
+    before = unlike_pivots(tokens, tokens[:, :8], 400, live=live, taken=taken)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(unlike_pivots(tokens, tokens[:, :8], 60, live=live, taken=taken), before)
+        assert torch.equal(unlike_pivots(tokens, tokens[:, :8], 400, live=live, taken=taken), before)
 
 
 def test_more_than_there_are_is_refused() -> None:

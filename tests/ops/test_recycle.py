@@ -23,8 +23,13 @@ def made(kind: str, batch: int, tokens: int, dim: int) -> torch.Tensor:
     return kinds[kind]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("kind", ["plain", "signs", "zeros", "constant", "strided"])
+INPUTS = [
+    *((kind, torch.float32) for kind in ("plain", "signs", "zeros", "constant", "strided")),
+    *((kind, dtype) for kind in ("plain", "zeros") for dtype in (torch.bfloat16, torch.float16)),
+]
+
+
+@pytest.mark.parametrize(("kind", "dtype"), INPUTS)
 @pytest.mark.parametrize(("tokens", "centres"), [(1, 0), (2, 1), (40, 0), (40, 1), (40, 7), (40, 39)])
 @pytest.mark.parametrize("summary", [True, False])
 def test_agrees_with_plain_loops(kind: str, dtype: torch.dtype, tokens: int, centres: int, summary: bool) -> None:

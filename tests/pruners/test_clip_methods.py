@@ -99,6 +99,21 @@ def test_newline_tokens_come_last(pruner: Pruner) -> None:
         torch.testing.assert_close(states(beyond), own)
 
 
+class Choosy(FakeContext):
+    """A context whose projector takes no empty input, as convolutions do not."""
+
+    def project(self, features: torch.Tensor) -> torch.Tensor:
+        assert features.shape[1]
+        return super().project(features)
+
+
+@pytest.mark.parametrize(("pruner", "keep"), [(Trim(), PATCHES), (Recoverable(), 1)], ids=["trim", "recoverable"])
+def test_nothing_made_is_not_projected(pruner: Pruner, keep: int) -> None:
+    context = Choosy(ANYRES, context_for(pruner, ANYRES).tensors)
+    kept = pruner.reduce(context, keep).kept
+    torch.testing.assert_close(states(pruner.reduce(context, keep)), context.hidden[torch.arange(3)[:, None], kept])
+
+
 @every
 def test_every_view_gets_its_share(pruner: Pruner) -> None:
     context = context_for(pruner, ANYRES)
@@ -186,9 +201,10 @@ def test_cdpruner_without_relevance_seeks_variety_alone() -> None:
 
 def test_cdpruner_picks_in_each_view_as_if_alone() -> None:
     context = context_for(CDPruner(), ANYRES)
+    # Beyond the 4 dimensions of the tokens relevance alone chooses.
+    context.tensors["hidden"] = torch.randn(3, ANYRES.tokens, 4)
     relevance = CDPruner().relevance(context)
-    # Beyond the 16 dimensions of the tokens relevance alone chooses.
-    for keep in (5, 23, 60):
+    for keep in (5, 23, 40, 55, 60):
         shares = largest_remainder([len(view) for view in context.view_tokens], keep)
         expected = [
             view[dpp_map(context.hidden[:, view], relevance[:, view], share)]
@@ -351,6 +367,18 @@ def test_recoverable_with_its_own_counts(parity: bool) -> None:
         assert reduction.kept[image][reduction.valid[image]].tolist() == names
         torch.testing.assert_close(states(reduction)[image][reduction.valid[image]], rows)
     assert max(centres) > 0
+
+
+def test_recoverable_counts_exactly_where_the_code_rounds_a_quotient() -> None:
+    context = context_for(Recoverable(), grid_layout(7, 7), 1)
+    attention = torch.linspace(0.01, 0.02, 49)[None]
+    attention[0, 30] = 0.9
+    context.tensors["encoder_layer0.joint_attention"] = attention
+    context.tensors["encoder_layer0.output"] = torch.ones(1, 49, 12)
+    assert int(49 * (1 / 49)) == 0
+    assert Recoverable().reduce_adaptive(context).kept.tolist() == [[30]]
+    # What is left is the summary, in the place of the last token.
+    assert Recoverable(parity=True).reduce_adaptive(context).kept.tolist() != [[30]]
 
 
 def test_recoverable_keeps_room_for_the_summary() -> None:

@@ -150,7 +150,7 @@ def test_aim_stages_of_other_depths() -> None:
     assert AIM().fit(Depths(28, 24)).layers == (0, *range(14, 21))
     assert AIM().fit(Depths(32, 24)).layers == (0, 16, 17, 18, 19, 21, 22, 23)
     assert AIM().fit(Depths(8, 6)).layers == (0, 4, 5, 6)
-    assert AIM().fit(Depths(2, 6)).layers == (0, 1)
+    assert AIM().fit(Depths(2, 6)).layers == AIM().fit(Depths(1, 6)).layers == (0, 1)
     assert AIM(stages=(3, 9)).fit(Depths(28, 24)).layers == (0, 3, 9)
     assert AIM().stage_signals(0) == frozenset()
     assert Signal.DECODER_STATES in AIM().stage_signals(1)

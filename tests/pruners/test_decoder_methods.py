@@ -150,6 +150,11 @@ def test_fitprune_asks_for_few_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> 
     assert asked == [256, 324 - 256, 7]
 
 
+def test_feather_keeps_a_share_first_and_its_square_of_that_then() -> None:
+    assert Feather().schedule(1000, 125) == (500, 125)
+    assert Feather().schedule(576, 64) == (276, 64)
+
+
 def test_feather_keeps_the_coarse_grid_at_the_first_stage_alone() -> None:
     pruner = Feather(stages=(2, 5), stride=3)
     context = random_context(SQUARE, signals=Feather.signals, layer=2)

@@ -30,6 +30,14 @@ STRIP = ImageLayout(
     crops=(1, 3),
 )
 """A thumbnail and three crops side by side; padding leaves one column of the first and one of the last."""
+TOWER = ImageLayout(
+    (Segment(4, 4), Segment(6, 4)),
+    (*range(16), *(16 * (1 + r // 4) + 4 * (r % 4) + column for r in range(3, 9) for column in range(4))),
+    views=4,
+    patches_per_view=16,
+    crops=(3, 1),
+)
+"""The same with crops one below another."""
 LOOSE = ImageLayout((Segment(4, 4),) * 3, tuple(range(48)), views=3, patches_per_view=16)
 """Three views, none of them a thumbnail."""
 
@@ -108,7 +116,9 @@ def test_newline_tokens_come_last(pruner: Pruner) -> None:
         assert sorted(set(NEWLINES) & set(kept.flatten().tolist())) == expected
 
 
-@pytest.mark.parametrize("layout", [SQUARE, ANYRES, STRIP, LOOSE], ids=["square", "anyres", "strip", "loose"])
+@pytest.mark.parametrize(
+    "layout", [SQUARE, ANYRES, STRIP, TOWER, LOOSE], ids=["square", "anyres", "strip", "tower", "loose"]
+)
 @pytest.mark.parametrize(
     "pruner",
     [
@@ -284,12 +294,23 @@ def test_hired_takes_runs_for_crops_and_loses_tokens_as_published() -> None:
     assert [len(view) for view in exact] == [9, 5, 0, 3, 2]
 
 
+def test_hired_without_marks_shares_evenly_or_gives_nothing_as_published() -> None:
+    context = hired_context(ANYRES, [])
+    views = by_view(ANYRES, HiRED(alpha=1.0).reduce(context, 26).kept[0].tolist())
+    assert [len(view) for view in views] == [16, 3, 3, 2, 2]
+    assert not HiRED(alpha=1.0, parity=True)._quotas(torch.zeros(1, 4), 10, [12] * 4).any()
+
+
 def test_hired_knows_where_a_padded_crop_lies_in_the_picture() -> None:
     assert view_rectangles(STRIP) == ((4, 4), (4, 1), (4, 4), (4, 1))
     # Of six columns the middle crop has four, which are the two inner ones of the thumbnail.
     context = hired_context(STRIP, [row * 4 + column for row in range(4) for column in (1, 2)])
     kept = HiRED().reduce(context, 12).kept
     assert [[len(view) for view in by_view(STRIP, row)] for row in kept.tolist()] == [[6, 0, 6, 0]] * 3
+    assert view_rectangles(TOWER) == ((4, 4), (1, 4), (4, 4), (1, 4))
+    context = hired_context(TOWER, list(range(4, 12)))
+    kept = HiRED().reduce(context, 12).kept
+    assert [[len(view) for view in by_view(TOWER, row)] for row in kept.tolist()] == [[6, 0, 6, 0]] * 3
 
 
 def test_hired_passes_on_what_a_full_view_cannot_take() -> None:
@@ -339,6 +360,9 @@ def test_globalcom2_gives_more_to_crops_whose_part_scores_high() -> None:
     assert [len(view) for view in by_view(ANYRES, kept)] == [8, 5, 10, 5, 4]
     kept = GlobalCom2(newlines=False, temperature=1e9).reduce(uneven, 32).kept[0].tolist()
     assert [len(view) for view in by_view(ANYRES, kept)] == [8, 6, 6, 6, 6]
+    # Crops with fewer patches get fewer tokens.
+    kept = GlobalCom2().reduce(globalcom2_context(STRIP, {}), 20).kept[0].tolist()
+    assert [len(view) for view in by_view(STRIP, kept)] == [8, 2, 8, 2]
     # The second crop has only 12 patches for 1.75 times 9.5 tokens; the others share the rest.
     kept = GlobalCom2(newlines=False).reduce(uneven, 51).kept[0].tolist()
     assert [len(view) for view in by_view(ANYRES, kept)] == [13, 9, 12, 9, 8]

@@ -9,7 +9,7 @@ import torch
 from fakes import ANYRES, SQUARE, FakeContext, random_context
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from vtprune.layout import ImageLayout, grid_layout
+from vtprune.layout import ImageLayout, Segment, grid_layout
 from vtprune.ops.reference import bipartite as slow_bipartite
 from vtprune.ops.reference import neighbour_merge as slow
 from vtprune.ops.reference.seeds import stable_topk
@@ -84,7 +84,7 @@ def test_bad_hyper_parameters_are_refused(
 @pytest.mark.parametrize("layout", [SQUARE, grid_layout(3, 7), ANYRES], ids=["square", "wide", "anyres"])
 def test_every_budget_is_met(pruner: Pruner, layout: ImageLayout) -> None:
     context = context_for(pruner, layout, batch=2)
-    for keep in range(1, layout.tokens):
+    for keep in range(1, layout.tokens, 1 if layout is SQUARE else 5):
         reduction = pruner.reduce(context, keep)
         assert features_of(reduction).shape == (2, keep, 16)
         assert all(len(set(row)) == keep for row in reduction.kept.tolist())
@@ -117,9 +117,12 @@ def test_views_do_not_see_each_other(pruner: Pruner) -> None:
         assert bool(moved[own].all())
 
 
-@methods
+@pytest.mark.parametrize(
+    "pruner", [PruMergePlus(parity=True), ToMe(per_round=20, proportional_attention=True)], ids=str
+)
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_no_value_is_needed_on_the_host(pruner: Pruner, device: str) -> None:
+    # The defaults are tested with all methods.
     with FakeTensorMode(allow_non_fake_inputs=True):
         reduction = pruner.reduce(context_for(pruner, ANYRES).to(torch.device(device)), 20)
     assert reduction.kept.shape == (3, 20)
@@ -225,6 +228,21 @@ def test_plus_never_samples_the_last_patch() -> None:
     assert PruMergePlus().reduce_adaptive(context).kept[0, :-1].tolist() == [0, 4, 8]
 
 
+def test_plus_samples_all_patches_where_a_quarter_stands_out() -> None:
+    context = context_for(PruMergePlus(), grid_layout(1, 13), batch=1)
+    context.tensors["encoder_layer0.joint_attention"] = torch.tensor([[1.0, 0.9, 0.8] + [0.01] * 10])
+    assert PruMergePlus().reduce_adaptive(context).kept[0].tolist() == list(range(13))
+
+
+def test_a_view_without_tokens_is_passed_over() -> None:
+    layout = ImageLayout((Segment(2, 4),), tuple(range(8)), views=2, patches_per_view=8)
+    for pruner in (PruMerge(), PruMergePlus(), ToMe()):
+        context = context_for(pruner, layout)
+        assert pruner.reduce(context, 5).kept.shape == (3, 5)
+        if pruner.is_adaptive:
+            assert pruner.reduce_adaptive(context).kept.shape[1] >= 2
+
+
 def test_plus_fills_the_budget_evenly_from_what_attention_left() -> None:
     context = context_for(PruMergePlus(), grid_layout(12, 12))
     assert PruMergePlus().split(33) == (8, 24)
@@ -273,7 +291,7 @@ def test_plus_in_parity_repeats_patches() -> None:
     torch.testing.assert_close(features_of(reduction)[0, -1], context.project(total.float()))
 
 
-@pytest.mark.parametrize(("per_round", "rounds"), [(None, (18, 9, 4)), (10, (10, 10, 8, 3)), (1, (1,) * 31)])
+@pytest.mark.parametrize(("per_round", "rounds"), [(None, (18, 9, 4)), (10, (10, 10, 8, 3)), (4, (4,) * 7 + (3,))])
 def test_tome_merges_round_after_round(per_round: int | None, rounds: tuple[int, ...]) -> None:
     pruner = ToMe(per_round=per_round, proportional_attention=True)
     assert pruner.weighs_attention

@@ -125,13 +125,16 @@ def test_padding_of_the_prompt_does_not_matter(name: str) -> None:
 @every
 def test_only_query_aware_methods_look_at_the_prompt(name: str) -> None:
     pruner = make_pruner(name)
-    context = context_for(pruner, grid_layout(12, 12))
     keep = pruner.attainable(grid_layout(12, 12), 36)
-    before = pruner.reduce(context, keep)
-    other = random_context(grid_layout(12, 12))
-    for signal in ABOUT_THE_PROMPT:
-        context.tensors[signal] = other.tensors[signal]
-    changed = pruner.reduce(context, keep).kept.tolist() != before.kept.tolist()
+    changed = False
+    for stage, layer in enumerate(pruner.layers):
+        signals = pruner.stage_signals(stage)
+        context = random_context(grid_layout(12, 12), signals=signals, layer=layer)
+        before = pruner.reduce(context, keep)
+        other = random_context(grid_layout(12, 12))
+        for signal in ABOUT_THE_PROMPT:
+            context.tensors[signal] = other.tensors[signal]
+        changed |= pruner.reduce(context, keep).kept.tolist() != before.kept.tolist()
     assert changed == pruner.query_aware
 
 
@@ -141,6 +144,7 @@ def test_no_value_is_needed_on_the_host(name: str, layout: ImageLayout, device: 
     """Tensors without values: whatever asks for one (`.item()`, `nonzero`, a branch) raises."""
     pruner = make_pruner(name)
     keep = pruner.attainable(layout, 9)
+    _ = layout.grids, layout.view_tokens  # made once for each layout, from its plain numbers
     with FakeTensorMode(allow_non_fake_inputs=True):
         context = context_for(pruner, layout).to(torch.device(device))
         reduction = pruner.reduce(context, keep)

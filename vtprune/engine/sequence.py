@@ -19,7 +19,7 @@ class Tokens:
         batch: Rows.
         length: Slots of each row.
         row_lengths: Slots of each row that hold a token; the others are fillers at the left end of the row.
-        columns: Prompt column that each slot came from, `(batch, length)`; for a filler slot a column that was removed.
+        columns: Prompt column that each slot came from, `(batch, length)`; that of a filler slot means nothing.
         valid: `False` for filler slots, `(batch, length)`; `None` when there are none.
         removed: How many tokens of its row, before it in the prompt, are gone, for each slot, `(batch, length)`.
         rows: Row of each image.

@@ -195,10 +195,14 @@ class StageContext(Context):
         return self._run.text_slots(self._tokens)[self._rows]
 
     @cached_property
+    def text_present(self) -> torch.Tensor:
+        """See `Context.text_present`."""
+        return self._run.is_text(self._tokens)[self._rows].gather(1, self.text_slots)
+
+    @cached_property
     def text_follows(self) -> torch.Tensor:
         """See `Context.text_follows`."""
-        text = self._run.is_text(self._tokens)[self._rows].gather(1, self.text_slots)
-        return text & (self.text_slots > self._columns[:, -1:])
+        return self.text_present & (self.text_slots > self._columns[:, -1:])
 
     def columns(self, slots: torch.Tensor) -> torch.Tensor:
         """See `Context.columns`."""

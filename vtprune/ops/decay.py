@@ -28,11 +28,10 @@ def geometric_counts(tokens: int, keep: int, steps: int) -> tuple[int, ...]:
     check_keep(keep, tokens)
     counts = []
     for step in range(1, steps + 1):
-        # count <= tokens * (keep / tokens) ** (step / steps), both sides to the power of `steps`.
+        # count <= tokens * (keep / tokens) ** (step / steps), both sides to the power of `steps`; the search
+        # starts below what rounding can have made of it.
         bound = tokens ** (steps - step) * keep**step
-        count = int(tokens * (keep / tokens) ** (step / steps))
-        while count**steps > bound:
-            count -= 1
+        count = int(tokens * (keep / tokens) ** (step / steps)) - 1
         while (count + 1) ** steps <= bound:
             count += 1
         counts.append(count)

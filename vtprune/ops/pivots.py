@@ -22,7 +22,7 @@ def unlike_pivots(
         tokens: `(batch, tokens, dim)`.
         pivots: Their states in the order of picking, `(batch, pivots, dim)`.
         count: Tokens to pick, 0 to the number that is not taken.
-        live: Pivots that pick, `(batch, pivots)`, one or more in each row.
+        live: Pivots that pick, `(batch, pivots)`, one or more in each row; the others may hold anything.
         taken: Tokens that may not be picked, `(batch, tokens)`.
 
     Returns:
@@ -39,9 +39,8 @@ def unlike_pivots(
         [[False, False, True, True]]
     """
     check_keep(count, tokens.shape[1], lowest=0)
-    pivots = pivots.double().masked_fill(~live.unsqueeze(-1), 0)
     # float64 also keeps autocast from carrying out the product in half precision.
-    cosine = normalize(pivots, dim=-1) @ normalize(tokens.double(), dim=-1).mT
+    cosine = normalize(pivots.double(), dim=-1) @ normalize(tokens.double(), dim=-1).mT
     number = live.sum(dim=1, keepdim=True).clamp_min(1)
     place = live.cumsum(dim=1) - 1
     share = (torch.div(count, number, rounding_mode="floor") + (place < count % number)).masked_fill(~live, 0)

@@ -73,7 +73,8 @@ class AIM(Pruner):
     paper = "AIM, ICCV 2025, arXiv 2412.03248"
     year = 2024
     summary = "Merges alike tokens before the language model and drops more in its later layers by PageRank."
-    signals = frozenset({Signal.DECODER_STATES, Signal.TEXT_EMBEDDINGS})
+    whole_images = True
+    signals = frozenset({Signal.DECODER_STATES})
     query_aware = True
     merges = True
     golden = "aim.npz"
@@ -132,9 +133,7 @@ class AIM(Pruner):
     def _importance(self, context: Context) -> torch.Tensor:
         """PageRank of the image's tokens, `(batch, tokens)`."""
         slots = torch.cat([context.slots, context.text_slots], dim=1)
-        # Rows with less text are filled up with slots that are no text.
-        is_word = context.text_mask.gather(1, context.columns(context.text_slots))
-        present = torch.cat([torch.ones_like(context.slots, dtype=torch.bool), is_word], dim=1)
+        present = torch.cat([torch.ones_like(context.slots, dtype=torch.bool), context.text_present], dim=1)
         absent = ~present[:, None, :, None]
         ranks = attention_page_rank(
             context.queries_at(slots).masked_fill(absent, 0),

@@ -49,6 +49,7 @@ class CDPruner(Pruner):
     paper = "CDPruner, NeurIPS 2025, arXiv 2506.10967"
     year = 2025
     summary = "Keeps tokens relevant to the question and unlike each other, by a determinantal point process."
+    whole_images = True
     signals = frozenset({Signal.CLIP_TEXT, Signal.ENCODER_FEATURES})
     query_aware = True
     golden = "cdpruner.npz"

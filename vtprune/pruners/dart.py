@@ -66,8 +66,7 @@ class DART(Pruner):
     paper = "DART, EMNLP 2025, arXiv 2502.11494"
     year = 2025
     summary = "Keeps a few tokens with large keys and those least like them and like the words with large keys."
-    # Which slots hold text is told along with the embeddings.
-    signals = frozenset({Signal.DECODER_STATES, Signal.TEXT_EMBEDDINGS})
+    signals = frozenset({Signal.DECODER_STATES})
     query_aware = True
     default_positions = "keep"
     golden = "dart.npz"

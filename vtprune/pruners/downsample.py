@@ -66,6 +66,7 @@ class Downsample(Pruner):
     paper = "Baseline, without a paper"
     year = 2024
     summary = "Encodes a smaller picture instead."
+    whole_images = True
     signals = frozenset({Signal.PIXELS})
     merges = True
 

@@ -32,6 +32,7 @@ class FasterVLM(Pruner):
     paper = "FasterVLM, arXiv 2412.01818"
     year = 2024
     summary = "Keeps the tokens that the encoder's CLS token attends to most."
+    whole_images = True
     signals = frozenset({Signal.ENCODER_ATTENTION})
     golden = "fastervlm.npz"
 

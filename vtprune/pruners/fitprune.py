@@ -60,8 +60,7 @@ class FitPrune(Pruner):
     paper = "FitPrune, AAAI 2025, arXiv 2409.10197"
     year = 2025
     summary = "Removes a few tokens after every decoder layer, those that neither image nor text attends to."
-    # The text's places come with its embeddings.
-    signals = frozenset({Signal.DECODER_ATTENTION, Signal.TEXT_EMBEDDINGS})
+    signals = frozenset({Signal.DECODER_ATTENTION})
     query_aware = True
     default_positions = "keep"
     golden = "fitprune.npz"

@@ -54,6 +54,7 @@ class FlashVLM(Pruner):
     paper = "FlashVLM, arXiv 2512.20561"
     year = 2025
     summary = "Keeps tokens that the text and the encoder point at, then those least similar to the rest."
+    whole_images = True
     signals = frozenset({Signal.ENCODER_ATTENTION, Signal.ENCODER_FEATURES, Signal.TEXT_EMBEDDINGS})
     query_aware = True
     golden = "flashvlm.npz"

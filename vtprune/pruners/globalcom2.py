@@ -59,7 +59,9 @@ class GlobalCom2(Pruner):
     paper = "GlobalCom2, AAAI 2026, arXiv 2501.05179"
     year = 2026
     summary = "Lets the thumbnail share the budget among crops and weigh their patches."
+    whole_images = True
     signals = frozenset({Signal.ENCODER_LAYERS, Signal.ENCODER_FEATURES})
+    reorders = True
     golden = "globalcom2.npz"
 
     def __post_init__(self) -> None:

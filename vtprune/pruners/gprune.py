@@ -47,6 +47,7 @@ class GPrune(Pruner):
     paper = "G-Prune, AAAI 2025, arXiv 2501.02268"
     year = 2025
     summary = "Keeps the tokens that importance flows to in a graph of similar tokens."
+    whole_images = True
     golden = "gprune.npz"
 
     def __post_init__(self) -> None:

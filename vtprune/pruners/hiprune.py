@@ -58,6 +58,7 @@ class HiPrune(Pruner):
     paper = "HiPrune, AAAI 2026, arXiv 2508.00553"
     year = 2026
     summary = "Keeps what a middle encoder layer attends to with its neighbours, then what a deep layer attends to."
+    whole_images = True
     signals = frozenset({Signal.ENCODER_LAYERS})
     golden = "hiprune.npz"
 

@@ -54,6 +54,7 @@ class HiRED(Pruner):
     paper = "HiRED, AAAI 2025, arXiv 2408.10945"
     year = 2025
     summary = "Shares the budget among crops by early CLS attention and keeps the highest late CLS attention in each."
+    whole_images = True
     signals = frozenset({Signal.ENCODER_LAYERS})
     golden = "hired.npz"
 
@@ -109,8 +110,7 @@ class HiRED(Pruner):
         return sum_by_owner(marks, owner, rows * columns)
 
     def _quotas(self, marked: torch.Tensor, budget: int, sizes: list[int]) -> torch.Tensor:
-        """Tokens of each crop, `(batch, crops)`."""
+        """Tokens of each crop, `(batch, crops)`; with `parity` possibly more than the crop has."""
         if not self.parity:
             return weighted_shares(marked, budget, sizes)
-        share = marked / marked.sum(dim=1, keepdim=True).clamp_min(1)
-        return torch.stack([(share[:, crop] * budget).long().clamp_max(size) for crop, size in enumerate(sizes)], dim=1)
+        return (marked / marked.sum(dim=1, keepdim=True).clamp_min(1) * budget).long()

@@ -53,7 +53,9 @@ class HoloV(Pruner):
     paper = "HoloV, NeurIPS 2025, arXiv 2510.02912"
     year = 2025
     summary = "Gives every part of the picture a share of the budget by attention and variety."
+    whole_images = True
     signals = frozenset({Signal.ENCODER_ATTENTION})
+    reorders = True
     golden = "holov.npz"
 
     def __post_init__(self) -> None:

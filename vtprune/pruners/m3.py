@@ -42,6 +42,7 @@ class M3(Pruner):
     paper = "Matryoshka Multimodal Models, ICLR 2025, arXiv 2405.17430"
     year = 2024
     summary = "Averages square blocks of tokens to nested sizes that the model was trained with."
+    whole_images = True
     training_free = False
     merges = True
     golden = "m3.npz"

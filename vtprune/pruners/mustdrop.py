@@ -60,8 +60,7 @@ class MustDrop(Pruner):
     paper = "MustDrop, arXiv 2411.10803"
     year = 2024
     summary = "Keeps in four layers the encoder's key tokens and those that all words or a single one attend to."
-    # Which slots hold text is told along with the embeddings.
-    signals = frozenset({Signal.DECODER_ATTENTION, Signal.ENCODER_LAYERS, Signal.TEXT_EMBEDDINGS})
+    signals = frozenset({Signal.DECODER_ATTENTION, Signal.ENCODER_LAYERS})
     query_aware = True
     golden = "mustdrop_filter.npz"
 

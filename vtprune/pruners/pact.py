@@ -81,6 +81,7 @@ class PACT(Pruner):
     paper = "PACT, CVPR 2025, arXiv 2504.08966"
     year = 2025
     summary = "Sets aside tokens of little importance and merges the others around dense keys of an early layer."
+    whole_images = True
     signals = frozenset({Signal.NEXT_STATES, Signal.NEXT_UNROTATED_STATES})
     merges = True
     default_positions = "keep"
@@ -100,6 +101,11 @@ class PACT(Pruner):
         if self.layer is not None:
             return self
         return dataclasses.replace(self, layer=scale_layers((_PAPER_LAYER,), depths.decoder, 32)[0])
+
+    @property
+    def weighs_attention(self) -> bool:
+        """Whether attention is proportional."""
+        return self.proportional_attention
 
     @property
     def layers(self) -> tuple[int, ...]:

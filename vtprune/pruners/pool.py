@@ -31,6 +31,7 @@ class Pool(Pruner):
     paper = "Baseline, without a paper"
     year = 2024
     summary = "Averages neighbouring tokens on their grid."
+    whole_images = True
     merges = True
 
     def reduce(self, context: Context, keep: int) -> Reduction:

@@ -83,6 +83,7 @@ class PruMerge(Pruner):
     paper = "LLaVA-PruMerge, ICCV 2025, arXiv 2403.15388"
     year = 2025
     summary = "Keeps what the encoder's CLS token attends to, merged with what has similar keys, and a sum of the rest."
+    whole_images = True
     signals = frozenset({Signal.ENCODER_LAYERS, Signal.ENCODER_FEATURES})
     merges = True
     golden = "prumerge.npz"

@@ -19,8 +19,8 @@ from vtprune.registry import register
 class PruMergePlus(PruMerge):
     """Keeps the patches with the highest CLS attention and evenly spaced ones, and merges others into them.
 
-    All else is as in `PruMerge`. Without a budget, every patch with outlying attention is kept, and what is not kept yet
-    of a regular sample in raster order, three times as dense: with 36 outliers among 576 every fifth patch.
+    All else is as in `PruMerge`. Without a budget, every patch with outlying attention is kept, then what is not kept
+    yet of a regular sample in raster order, three times as dense: with 36 outliers among 576 every fifth patch.
 
     With a budget, evenly spaced patches are taken from those that attention did not choose, so that none is kept twice
     and the count is exact. The paper's code has no such mode: with its fixed ratio, meant for training, it takes about

@@ -101,6 +101,7 @@ class Recoverable(Pruner):
     paper = "Recoverable Compression, AAAI 2025, arXiv 2409.01179"
     year = 2025
     summary = "Keeps what stands out to the encoder and to the question, and recovers the rest in a few tokens."
+    whole_images = True
     signals = frozenset({Signal.ENCODER_LAYERS, Signal.ENCODER_FEATURES, Signal.CLIP_TEXT})
     query_aware = True
     merges = True

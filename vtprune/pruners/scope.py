@@ -47,6 +47,7 @@ class Scope(Pruner):
     paper = "SCOPE, NeurIPS 2025, arXiv 2510.24214"
     year = 2025
     summary = "Keeps salient tokens that together resemble all others, by greedy coverage."
+    whole_images = True
     signals = frozenset({Signal.ENCODER_ATTENTION, Signal.ENCODER_FEATURES})
     golden = "scope.npz"
 

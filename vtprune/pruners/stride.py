@@ -30,6 +30,7 @@ class Stride(Pruner):
     paper = "Baseline, without a paper"
     year = 2024
     summary = "Keeps tokens evenly spaced over the picture."
+    whole_images = True
 
     def reduce(self, context: Context, keep: int) -> Reduction:
         """Keeps the centre patches of as many cells as there are tokens to keep."""

@@ -62,6 +62,7 @@ class ToMe(Pruner):
     paper = "ToMe, ICLR 2023, arXiv 2210.09461"
     year = 2023
     summary = "Merges the most similar pairs of projected tokens until the budget is met."
+    whole_images = True
     merges = True
     golden = "tome.npz"
 

@@ -51,6 +51,7 @@ class Trim(Pruner):
     paper = "TRIM, COLING 2025, arXiv 2409.10994"
     year = 2025
     summary = "Keeps the patches that CLIP relates to the question and averages the rest into one token."
+    whole_images = True
     signals = frozenset({Signal.CLIP_TEXT, Signal.ENCODER_FEATURES})
     query_aware = True
     merges = True
@@ -115,18 +116,20 @@ def _with_means(
     separators: torch.Tensor,
 ) -> Reduction:
     """The tokens `kept`, the mean of what is not kept of each of `views`, none of which is kept whole, separators."""
-    means, places = [context.encoder_features[:, :0]], [kept[:, :0]]
+    means, places = [], []
     for view in views:
         dropped = ~is_kept[:, view]
         weights = dropped.double() / dropped.sum(dim=1, keepdim=True)
-        mean = weights.unsqueeze(1) @ context.encoder_features[:, view].double()
-        means.append(mean.to(context.encoder_features.dtype))
+        means.append(weights.unsqueeze(1) @ context.encoder_features[:, view].double())
         last = torch.arange(len(view), device=view.device).masked_fill(~dropped, -1).amax(dim=1, keepdim=True)
         places.append(view[last])
     states = context.hidden
-    projected = context.project(torch.cat(means, dim=1)).to(states.dtype)
+    features = [take(states, kept)]
+    if means:
+        projected = context.project(torch.cat(means, dim=1).to(context.encoder_features.dtype))
+        features.append(projected.to(states.dtype))
     return Reduction(
         torch.cat([kept, *places, separators], dim=1),
-        features=torch.cat([take(states, kept), projected, take(states, separators)], dim=1),
+        features=torch.cat([*features, take(states, separators)], dim=1),
         ordered=True,
     )

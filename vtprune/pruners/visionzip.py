@@ -54,6 +54,7 @@ class VisionZip(Pruner):
     paper = "VisionZip, CVPR 2025, arXiv 2412.04467"
     year = 2025
     summary = "Keeps what the encoder's CLS token attends to and merges the rest into a few tokens."
+    whole_images = True
     signals = frozenset({Signal.ENCODER_ATTENTION, Signal.ENCODER_KEYS, Signal.ENCODER_FEATURES, Signal.ENCODER_CLS})
     merges = True
     golden = "visionzip.npz"

@@ -44,6 +44,7 @@ class VisPruner(Pruner):
     paper = "VisPruner, ICCV 2025, arXiv 2412.01818"
     year = 2025
     summary = "Keeps tokens that the encoder's CLS token attends to, then those least similar to the rest."
+    whole_images = True
     signals = frozenset({Signal.ENCODER_ATTENTION, Signal.ENCODER_FEATURES})
     golden = "vispruner.npz"
 

@@ -1,0 +1,72 @@
+"""The method that CONTRIBUTING.md writes out works as it stands there."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+import vtprune
+from vtprune import registry
+from vtprune.adapters.conformance import oracle_error
+from vtprune.method_docs import methods_page
+
+TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def example() -> str:
+    block = TEXT.split("<!-- begin: example -->\n```python\n")[1]
+    return block.split("```\n<!-- end: example -->")[0]
+
+
+@pytest.fixture
+def name(tmp_path: Path) -> Iterator[str]:
+    """Imports the example as a module of its own, and forgets it again."""
+    vtprune.list_pruners()
+    known = dict(registry._REGISTRY)
+    path = tmp_path / "example_method.py"
+    path.write_text(example(), encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("example_method", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["example_method"] = module
+    try:
+        spec.loader.exec_module(module)
+        (added,) = set(registry._REGISTRY) - set(known)
+        yield added
+    finally:
+        registry._REGISTRY.clear()
+        registry._REGISTRY.update(known)
+        del sys.modules["example_method"]
+
+
+def test_it_is_short() -> None:
+    lines = [line for line in example().splitlines() if line.strip()]
+    assert len(lines) < 40
+
+
+@torch.no_grad()
+def test_it_runs_by_name(name: str) -> None:
+    model: Any = tiny.tiny_llava()
+    made = tiny.prompt([1, 1], padding="left")
+    assert name in vtprune.list_pruners()
+    assert oracle_error(model, made, (), "keep", pruner=vtprune.make_pruner(name)) < 1e-4
+    with vtprune.pruning(model, name, 9, order=1.0):
+        model(**made)
+        report = vtprune.report(model)
+    assert [len(row[0]) for row in report.stages[0].images] == [9, 9]
+    with pytest.raises(ValueError, match="order must be above 0 and finite, got -1"):
+        vtprune.make_pruner(name, order=-1)
+
+
+def test_documents_would_show_it(name: str) -> None:
+    page = methods_page()
+    assert f"### {name}" in page
+    assert "Of the norm that distance is measured in, above 0." in page
