@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny import tiny_llava
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
+from transformers import AutoModelForImageTextToText, AutoTokenizer, PreTrainedTokenizerFast
 
 from vtprune.eval.embedded import MODEL_DIR, load_model
 from vtprune.question import QuestionReader, load_tokenizer, read_question
@@ -73,6 +73,11 @@ PHI = (
 PLAIN = (
     "<s>{% for m in messages %}{% for part in m['content'] %}"
     "{% if part['type'] == 'image' %} <image>{% else %} {{ part['text'] }}{% endif %}{% endfor %}{% endfor %} :"
+)
+# Takes strings only, and closes turns with words that are no special tokens.
+WORDS = (
+    "{% for m in messages %}{{ '### ' + {'user': 'Question', 'assistant': 'Reply'}[m.role] + ': ' }}{{ m.content }}"
+    "{{ ' ### End\n' }}{% endfor %}{% if add_generation_prompt %}{{ '### Reply:' }}{% endif %}"
 )
 
 CHAT_TAGS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
@@ -157,6 +162,7 @@ HAND_MADE = {
     "idefics": "User:<image>{}<end_of_utterance>\nAssistant:",
     "chatml": "<|im_start|>user\n<image>\n{}<|im_end|>\n<|im_start|>assistant\n",
     "chatml, two turns": "<|im_start|>user\nwhy?<|im_end|><|im_start|>user\n{}<|im_end|>",
+    "idefics, no reply": "User:<image>{}<end_of_utterance>\n",
     "llama-2": "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n<image>\n{} [/INST]",
     "llama-2, two turns": "<s>[INST] <image> why? [/INST] so [INST] {} [/INST]",
     "llama-3": "<|start_header_id|>user<|end_header_id|>\n\n<image>{}<|eot_id|>",
@@ -184,8 +190,19 @@ def test_roles_quoted_by_the_user() -> None:
     prompt = tokenizer.apply_chat_template([turn("user", question)], tokenize=False, add_generation_prompt=True)
     assert read_question(prompt, tokenizer) == question
     assert read_question(prompt, byte_tokenizer()) == question
+    assert read_question("USER: Is SUPERUSER: a word? ASSISTANT:", tokenizer) == "Is SUPERUSER: a word?"
     quoted = "What follows User: and Human: here?"
     assert read_question(f"<|im_start|>user\n{quoted}<|im_end|>", byte_tokenizer()) == quoted
+
+
+@pytest.mark.parametrize("generate", [True, False])
+def test_a_template_of_strings(generate: bool) -> None:
+    tokenizer = byte_tokenizer(WORDS)
+    dialogue = [("user", "Is it?"), ("assistant", "No."), ("user", "Where does it say User: go?")]
+    messages = [{"role": role, "content": content} for role, content in dialogue]
+    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+    for owner in (tokenizer, SimpleNamespace(tokenizer=tokenizer, chat_template=None)):
+        assert read_question(prompt, owner) == dialogue[-1][1]
 
 
 def test_a_template_without_roles() -> None:
@@ -225,17 +242,31 @@ def test_padding_and_rows() -> None:
 
 def test_videos_are_placeholders_too() -> None:
     tokenizer = byte_tokenizer()
-    ids = torch.tensor([[IMAGE, *tokenizer("why?")["input_ids"], IMAGE + 1, IMAGE]])
-    assert QuestionReader(tokenizer, IMAGE, IMAGE + 1).read(ids) == ["why?"]
+    ids = tokenizer("IwIhy?VV", return_tensors="pt")["input_ids"]
+    image, video = tokenizer.convert_tokens_to_ids(["I", "V"])
+    assert QuestionReader(tokenizer, image, video).read(ids) == ["why?"]
+    assert QuestionReader(tokenizer, image).read(ids) == ["why?VV"]
 
 
 def test_only_tags_are_taken_out() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.pad_token = "!"
     assert read_question("<s>Stop! Is a < b?<image>", tokenizer) == "Stop! Is a < b?"
+    assert read_question("What is  in <image> and <image>?", tokenizer) == "What is in and ?"
     processor = SimpleNamespace(tokenizer=tokenizer, image_token="<picture>")
     assert read_question("<picture><picture>why?", processor) == "why?"
     assert read_question("[IMG][IMG_BREAK][IMG_END]why?<|image_pad|></img>", tokenizer) == "why?"
+
+
+def test_special_tokens_without_a_name() -> None:
+    backend = byte_tokenizer().backend_tokenizer
+    backend.add_special_tokens(["<odd>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    assert "<odd>" not in tokenizer.all_special_tokens
+    assert read_question("<odd>why?", tokenizer) == "why?"
+    bare = SimpleNamespace(all_special_tokens=["<odd>"])
+    assert read_question("<odd>why?", bare) == "why?"
+    assert read_question("<odd>why?", SimpleNamespace(all_special_tokens=[])) == "<odd>why?"
 
 
 def test_the_embedded_model() -> None:
@@ -262,5 +293,17 @@ def test_no_tokenizer(tmp_path: Path) -> None:
     model.config._name_or_path = "nobody/nothing"
     with pytest.raises(ValueError, match=r"\(nobody/nothing\) has no tokenizer"):
         load_tokenizer(model)
-    model.config._name_or_path = str(MODEL_DIR)
+
+
+def test_nothing_is_fetched_or_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    original = AutoTokenizer.from_pretrained
+
+    def from_pretrained(name: str, **options: Any) -> Any:
+        asked.append(options)
+        return original(name, **options)
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", from_pretrained)
+    model = SimpleNamespace(config=SimpleNamespace(_name_or_path=str(MODEL_DIR)))
     assert load_tokenizer(model).decode([3]) == "<image>"
+    assert asked == [{"local_files_only": True, "trust_remote_code": False}]

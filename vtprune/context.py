@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 
 from vtprune.layout import ImageLayout
+from vtprune.ops.gather import split_by
+from vtprune.ops.share import largest_remainder
 
 
 class EncoderLayer(ABC):
@@ -53,6 +56,20 @@ class EncoderLayer(ABC):
     @abstractmethod
     def output(self) -> torch.Tensor:
         """States that leave the layer, `(batch, tokens, encoder_dim)`."""
+
+
+class Shares(NamedTuple):
+    """A budget divided among the parts of an image.
+
+    Args:
+        parts: Token indices of each part.
+        counts: Tokens that each part may keep.
+        separators: The separator tokens that still fit in, `(batch, any)`; none unless the budget exceeds the patches.
+    """
+
+    parts: tuple[torch.Tensor, ...]
+    counts: tuple[int, ...]
+    separators: torch.Tensor
 
 
 class Context(ABC):
@@ -311,6 +328,20 @@ class Context(ABC):
         """
         self._require_untouched("whole encoder views")
         return tuple(view.to(self.hidden.device) for view in self.layout.view_tokens)
+
+    def by_view(self, keep: int) -> Shares:
+        """Divides a budget among the encoder views in proportion to their tokens, separators coming last."""
+        return self._share(self.view_tokens, [len(view) for view in self.view_tokens], keep)
+
+    def by_grid(self, keep: int) -> Shares:
+        """Divides a budget among the token grids in proportion to their patches; the parts are the grids."""
+        return self._share(self.grids, [grid.numel() for grid in self.grids], keep)
+
+    def _share(self, parts: tuple[torch.Tensor, ...], sizes: list[int], keep: int) -> Shares:
+        patches = sum(sizes)
+        counts = largest_remainder(sizes, min(keep, patches))
+        separators = split_by(self.is_patch, patches)[1][:, : keep - min(keep, patches)]
+        return Shares(parts, counts, separators)
 
     def _require_untouched(self, what: str) -> None:
         if self.tokens != self.layout.tokens:

@@ -46,7 +46,7 @@ _KNOWN = (
     _format(r"<\|header_start\|>\s*user\s*<\|header_end\|>", r"<\|eot\|>"),
     _format(r"<start_of_turn>\s*user\b", r"<end_of_turn>"),
     _format(r"\[INST\]", r"\[/INST\]"),
-    _format(r"<[|｜][Uu]ser[|｜]>\s*:?", r"<\|end\|>", r"<[|｜][Aa]ssistant[|｜]>"),  # noqa: RUF001
+    _format(r"<[|｜][Uu]ser[|｜]>\s*:?", r"<[|｜][Aa]ssistant[|｜]>"),  # noqa: RUF001
     _format(r"\b(?:USER|User|HUMAN|Human)\s*:", rf"{_ASSISTANT}\s*\Z", r"<end_of_utterance>", _ASSISTANT),
 )
 
@@ -146,8 +146,7 @@ def _tags(processor: Any) -> re.Pattern[str]:
     special = {*tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}
     for owner in (processor, tokenizer):
         special |= {str(getattr(owner, f"{kind}_token", None) or "") for kind in ("image", "video")}
-    found = sorted((token for token in special if _TAG.fullmatch(token)), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, found)) or r"(?!)")
+    return re.compile("|".join(re.escape(token) for token in special if _TAG.fullmatch(token)) or r"(?!)")
 
 
 def _formats(processor: Any) -> tuple[_Format, ...]:
@@ -175,8 +174,6 @@ def _learn(processor: Any) -> tuple[_Format, bool] | None:
         closings = [rf"{_loose(behind)}\s*\Z", _loose(behind), _loose(closing)]
         closings = [c for c, text in zip(closings, (behind, behind, closing), strict=True) if text.strip()]
         return _format(rf"(?<!\w){_loose(opening)}", *closings), True
-    if not before.strip() and not behind.strip():
-        return None
     return _format(rf"\A\s*{_loose(before)}", rf"{_loose(behind)}\s*\Z"), False
 
 
@@ -211,7 +208,7 @@ def _common_end(one: str, other: str, ends: set[str]) -> str:
     """The whole words and tags with which both end; what ends the turn before is no part of it."""
     common: list[str] = []
     for left, right in zip(reversed(_PIECE.findall(one)), reversed(_PIECE.findall(other)), strict=False):
-        if left != right and (left.strip() or right.strip()):
+        if left != right:
             break
         common.insert(0, left)
     return "".join(dropwhile(lambda piece: not piece.strip() or piece in ends, common)).strip()

@@ -277,13 +277,13 @@ def test_downsample_places_are_distinct_on_any_budget() -> None:
 
 
 def test_downsample_takes_newlines_last() -> None:
-    layout = newline_layout()
-    context = random_context(layout, 1, signals=Downsample.signals)
-    newlines = {token for token, patch in enumerate(layout.patches) if patch < 0}
-    for keep in range(1, layout.tokens):
-        if Downsample().attainable(layout, keep) == keep:
-            kept = set(Downsample().reduce(context, keep).kept[0].tolist())
-            assert len(kept & newlines) == max(0, keep - 12)
+    for layout, patches in ((newline_layout(), 12), (ANYRES, PATCHES)):
+        context = random_context(layout, 1, signals=Downsample.signals)
+        newlines = {token for token, patch in enumerate(layout.patches) if patch < 0}
+        for keep in range(1, layout.tokens):
+            if Downsample().attainable(layout, keep) == keep:
+                kept = set(Downsample().reduce(context, keep).kept[0].tolist())
+                assert len(kept & newlines) == max(0, keep - patches)
 
 
 def newline_layout() -> ImageLayout:

@@ -10,9 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from vtprune.context import Context
 from vtprune.ops.checks import check_share
 from vtprune.ops.dpp import dpp_map
-from vtprune.ops.gather import split_by
 from vtprune.ops.rounded_cosine import rounded_cosine
-from vtprune.ops.share import largest_remainder
 from vtprune.pruner import Pruner, Reduction, Signal, check_flag
 from vtprune.registry import register
 
@@ -63,9 +61,7 @@ class CDPruner(Pruner):
 
     def reduce(self, context: Context, keep: int) -> Reduction:
         """Picks in all views at once, view by view in the order of picking."""
-        views = context.view_tokens
-        patches = sum(len(view) for view in views)
-        shares = largest_remainder([len(view) for view in views], min(keep, patches))
+        views, shares, separators = context.by_view(keep)
         padded = pad_sequence(list(views), batch_first=True, padding_value=-1)
         present, names = padded >= 0, padded.clamp_min(0)
         # Where a view is filled up stand zero vectors below every relevance: they would be picked last.
@@ -73,9 +69,8 @@ class CDPruner(Pruner):
         relevance = self.relevance(context)[:, names].masked_fill(~present, -1)
         picks = dpp_map(states.flatten(0, 1), relevance.flatten(0, 1), max(shares))
         picked = names.expand(context.batch, -1, -1).gather(2, picks.unflatten(0, (context.batch, len(views))))
-        separators = split_by(context.is_patch, patches)[1]
         kept = [picked[:, view, :share] for view, share in enumerate(shares)]
-        return Reduction(torch.cat([*kept, separators[:, : keep - min(keep, patches)]], dim=1))
+        return Reduction(torch.cat([*kept, separators], dim=1))
 
     def relevance(self, context: Context) -> torch.Tensor:
         """How much each token bears on the question, from 0 to 1 among the patches, `(batch, tokens)` float64."""

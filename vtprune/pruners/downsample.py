@@ -19,7 +19,7 @@ def small_grid(view_shape: tuple[int, int], keep: int) -> tuple[int, int]:
     """The largest grid of at most `keep` patches whose aspect is from 3:4 to 4:3 of that of a `(rows, columns)` grid.
 
     Among equally large ones the nearest in aspect, then the one with fewer rows. Where so few patches allow no such
-    aspect, the nearest aspect that they do allow, and of that the largest.
+    aspect, the nearest aspect that they do allow.
 
     Example:
         >>> small_grid((24, 24), 64), small_grid((24, 24), 63), small_grid((24, 24), 13), small_grid((3, 7), 1)
@@ -35,7 +35,7 @@ def small_grid(view_shape: tuple[int, int], keep: int) -> tuple[int, int]:
     if fitting:
         return min(fitting)[2:]
     every = [(height, width) for height in range(1, keep + 1) for width in range(1, keep // height + 1)]
-    return min(every, key=lambda grid: (_stretch(view_shape, *grid), -grid[0] * grid[1]))
+    return min(every, key=lambda grid: _stretch(view_shape, *grid))
 
 
 def _stretch(view_shape: tuple[int, int], height: int, width: int) -> Fraction:

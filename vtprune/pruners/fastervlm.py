@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from vtprune.context import Context
-from vtprune.ops.gather import as_float, split_by
-from vtprune.ops.share import largest_remainder
+from vtprune.ops.gather import as_float
 from vtprune.ops.topk import stable_topk
 from vtprune.pruner import Pruner, Reduction, Signal
 from vtprune.registry import register
@@ -38,10 +37,7 @@ class FasterVLM(Pruner):
 
     def reduce(self, context: Context, keep: int) -> Reduction:
         """Keeps the highest scores of each view."""
-        views = context.view_tokens
-        patches = sum(len(view) for view in views)
-        shares = largest_remainder([len(view) for view in views], min(keep, patches))
+        views, shares, separators = context.by_view(keep)
         attention = as_float(context.encoder_attention).mean(dim=1)
         picks = [view[stable_topk(attention[:, view], share)] for view, share in zip(views, shares, strict=True)]
-        separators = split_by(context.is_patch, patches)[1][:, : keep - min(keep, patches)]
         return Reduction(torch.cat([*picks, separators], dim=1))

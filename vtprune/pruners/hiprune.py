@@ -9,10 +9,9 @@ import torch
 
 from vtprune.context import Context
 from vtprune.ops.checks import check_integer, check_share
-from vtprune.ops.gather import as_float, split_by
+from vtprune.ops.gather import as_float
 from vtprune.ops.neighbours import grid_neighbours
 from vtprune.ops.rectangles import view_rectangles
-from vtprune.ops.share import largest_remainder
 from vtprune.ops.topk import stable_topk
 from vtprune.pruner import Depths, Pruner, Reduction, Signal, check_flag, scale_layers
 from vtprune.registry import register
@@ -82,15 +81,12 @@ class HiPrune(Pruner):
 
     def reduce(self, context: Context, keep: int) -> Reduction:
         """Keeps anchors, neighbours and registers of each view."""
-        views = context.view_tokens
-        patches = sum(len(view) for view in views)
-        shares = largest_remainder([len(view) for view in views], min(keep, patches))
+        views, shares, separators = context.by_view(keep)
         middle, deep = (as_float(context.encoder_layer(number).received).mean(dim=1) for number in range(2))
         kept = [
             view[self._pick(middle[:, view], deep[:, view], shape, share)]
             for view, shape, share in zip(views, view_rectangles(context.layout), shares, strict=True)
         ]
-        separators = split_by(context.is_patch, patches)[1][:, : keep - min(keep, patches)]
         return Reduction(torch.cat([*kept, separators], dim=1))
 
     def _pick(self, middle: torch.Tensor, deep: torch.Tensor, shape: tuple[int, int], budget: int) -> torch.Tensor:

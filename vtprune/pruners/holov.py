@@ -9,8 +9,7 @@ import torch
 from vtprune.context import Context
 from vtprune.ops.checks import check_integer, check_positive, check_share
 from vtprune.ops.chunks import best_of_chunks, chunk_quotas, holistic_scores
-from vtprune.ops.gather import as_float, split_by
-from vtprune.ops.share import largest_remainder
+from vtprune.ops.gather import as_float
 from vtprune.pruner import Pruner, Reduction, Signal
 from vtprune.registry import register
 
@@ -67,11 +66,8 @@ class HoloV(Pruner):
 
     def reduce(self, context: Context, keep: int) -> Reduction:
         """Keeps the best of the chunks of each view, view by view."""
-        views = context.view_tokens
-        patches = sum(len(view) for view in views)
-        shares = largest_remainder([len(view) for view in views], min(keep, patches))
+        views, shares, separators = context.by_view(keep)
         picks = [self._pick(context, view, share) for view, share in zip(views, shares, strict=True) if share]
-        separators = split_by(context.is_patch, patches)[1][:, : keep - min(keep, patches)]
         return Reduction(torch.cat([*picks, separators], dim=1), ordered=True)
 
     def _pick(self, context: Context, view: torch.Tensor, share: int) -> torch.Tensor:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from vtprune.context import Context
-from vtprune.ops.gather import split_by, take
+from vtprune.ops.gather import take
 from vtprune.ops.pool import cell_pool
-from vtprune.ops.share import largest_remainder
 from vtprune.pruner import Pruner, Reduction
 from vtprune.registry import register
 
@@ -36,10 +35,7 @@ class Pool(Pruner):
 
     def reduce(self, context: Context, keep: int) -> Reduction:
         """Pools each grid into its share of the budget."""
-        grids = context.grids
-        patches = sum(grid.numel() for grid in grids)
-        shares = largest_remainder([grid.numel() for grid in grids], min(keep, patches))
-        separators = split_by(context.is_patch, patches)[1][:, : keep - min(keep, patches)]
+        grids, shares, separators = context.by_grid(keep)
         kept, features = [], []
         for grid, share in zip(grids, shares, strict=True):
             if share:

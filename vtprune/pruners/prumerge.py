@@ -9,10 +9,9 @@ import torch
 
 from vtprune.context import Context
 from vtprune.ops.checks import check_integer
-from vtprune.ops.gather import as_float, split_by, take
+from vtprune.ops.gather import as_float, take
 from vtprune.ops.neighbour_merge import neighbour_merge, weighted_rest
 from vtprune.ops.outliers import iqr_outlier_count
-from vtprune.ops.share import largest_remainder
 from vtprune.ops.topk import stable_topk
 from vtprune.pruner import Pruner, Reduction, Signal, check_flag
 from vtprune.registry import register
@@ -110,15 +109,13 @@ class PruMerge(Pruner):
 
     def reduce(self, context: Context, keep: int) -> Reduction:
         """Compresses each view and lines the results up."""
-        patches = sum(len(view) for view in context.view_tokens)
-        shares = largest_remainder([len(view) for view in context.view_tokens], min(keep, patches))
+        views, shares, separators = context.by_view(keep)
         attention = as_float(context.encoder_layer(0).joint_attention)
         parts = [
             self._merge(context, view, self.choose(attention[:, view], share))
-            for view, share in zip(context.view_tokens, shares, strict=True)
+            for view, share in zip(views, shares, strict=True)
             if share
         ]
-        separators = split_by(context.is_patch, patches)[1][:, : keep - min(keep, patches)]
         projected = context.project(torch.cat([part.features for part in parts], dim=1))
         return Reduction(
             torch.cat([*(part.tokens for part in parts), separators], dim=1),

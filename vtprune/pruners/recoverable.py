@@ -15,7 +15,6 @@ from vtprune.ops.gather import split_by, take
 from vtprune.ops.outliers import lof_outlier_count
 from vtprune.ops.recycle import recycle
 from vtprune.ops.rounded_cosine import rounded_cosine
-from vtprune.ops.share import largest_remainder
 from vtprune.ops.topk import stable_topk
 from vtprune.pruner import Pruner, Reduction, Signal, check_flag
 from vtprune.registry import register
@@ -134,15 +133,12 @@ class Recoverable(Pruner):
 
     def reduce(self, context: Context, keep: int) -> Reduction:
         """Compresses each view with fixed counts."""
-        views = context.view_tokens
-        patches = sum(len(view) for view in views)
-        shares = largest_remainder([len(view) for view in views], min(keep, patches))
+        views, shares, separators = context.by_view(keep)
         signals = self._signals(context)
         outcomes = []
         for view, share in zip(views, shares, strict=True):
             counts = self.split(share) if share < len(view) else Counts(share, 0, 0, False)
             outcomes.append(self._compress(signals.of(view), view, counts))
-        separators = split_by(context.is_patch, patches)[1][:, : keep - min(keep, patches)]
         kept, features = _lined_up(context, context.hidden, outcomes)
         return Reduction(
             torch.cat([kept, separators], dim=1),

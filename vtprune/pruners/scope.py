@@ -9,8 +9,7 @@ import torch
 from vtprune.context import Context
 from vtprune.ops.checks import check_positive
 from vtprune.ops.coverage import weighted_coverage
-from vtprune.ops.gather import as_float, split_by
-from vtprune.ops.share import largest_remainder
+from vtprune.ops.gather import as_float
 from vtprune.pruner import Pruner, Reduction, Signal, check_flag
 from vtprune.registry import register
 
@@ -59,11 +58,9 @@ class Scope(Pruner):
 
     def reduce(self, context: Context, keep: int) -> Reduction:
         """Keeps the greedy picks of each view."""
-        views = context.view_tokens
-        patches = sum(len(view) for view in views)
-        shares = largest_remainder([len(view) for view in views], min(keep, patches))
+        views, shares, separators = context.by_view(keep)
         saliency = as_float(context.encoder_attention).sum(dim=1)
-        kept = [split_by(context.is_patch, patches)[1][:, : keep - min(keep, patches)]]
+        kept = [separators]
         for view, share in zip(views, shares, strict=True):
             if share:
                 picks = weighted_coverage(

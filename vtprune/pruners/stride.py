@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import torch
 
 from vtprune.context import Context
-from vtprune.ops.gather import split_by
-from vtprune.ops.share import largest_remainder
 from vtprune.ops.spread import spread_picks
 from vtprune.pruner import Pruner, Reduction
 from vtprune.registry import register
@@ -34,14 +32,11 @@ class Stride(Pruner):
 
     def reduce(self, context: Context, keep: int) -> Reduction:
         """Keeps the centre patches of as many cells as there are tokens to keep."""
-        grids = context.grids
-        patches = sum(grid.numel() for grid in grids)
-        shares = largest_remainder([grid.numel() for grid in grids], min(keep, patches))
+        grids, shares, separators = context.by_grid(keep)
         picks = [
             grid.flatten()[spread_picks(grid.shape[0], grid.shape[1], share, grid.device)]
             for grid, share in zip(grids, shares, strict=True)
             if share
         ]
-        separators = split_by(context.is_patch, patches)[1]
         kept = torch.cat(picks).expand(context.batch, -1)
-        return Reduction(torch.cat([kept, separators[:, : keep - min(keep, patches)]], dim=1))
+        return Reduction(torch.cat([kept, separators], dim=1))

@@ -10,8 +10,7 @@ import torch
 from vtprune.context import Context
 from vtprune.ops.bipartite import bipartite_match, merge_matched
 from vtprune.ops.checks import check_integer
-from vtprune.ops.gather import as_float, split_by, take
-from vtprune.ops.share import largest_remainder
+from vtprune.ops.gather import as_float, take
 from vtprune.pruner import Pruner, Reduction, check_flag
 from vtprune.registry import register
 
@@ -78,10 +77,7 @@ class ToMe(Pruner):
 
     def reduce(self, context: Context, keep: int) -> Reduction:
         """Merges within each view and lines the results up."""
-        views = context.view_tokens
-        patches = sum(len(view) for view in views)
-        shares = largest_remainder([len(view) for view in views], min(keep, patches))
-        separators = split_by(context.is_patch, patches)[1][:, : keep - min(keep, patches)]
+        views, shares, separators = context.by_view(keep)
         parts = [
             *(
                 self._merge(context.hidden[:, view], view, share)

@@ -11,7 +11,6 @@ from torch.nn.functional import normalize
 from vtprune.context import Context
 from vtprune.ops.gather import split_by, take
 from vtprune.ops.outliers import iqr_outlier_count
-from vtprune.ops.share import largest_remainder
 from vtprune.ops.topk import stable_topk
 from vtprune.pruner import Pruner, Reduction, Signal, check_flag
 from vtprune.registry import register
@@ -63,9 +62,7 @@ class Trim(Pruner):
 
     def reduce(self, context: Context, keep: int) -> Reduction:
         """Keeps the highest scores of each view, less one for the mean of the rest."""
-        views = context.view_tokens
-        patches = sum(len(view) for view in views)
-        shares = largest_remainder([len(view) for view in views], min(keep, patches))
+        views, shares, separators = context.by_view(keep)
         scores = self._scores(context)
         picks, cut = [], []
         for view, share in zip(views, shares, strict=True):
@@ -75,7 +72,6 @@ class Trim(Pruner):
             picks.append(view[stable_topk(scores[:, view], share)])
         picked = torch.cat(picks, dim=1)
         is_kept = torch.zeros_like(context.is_patch).scatter(1, picked, True)
-        separators = split_by(context.is_patch, patches)[1][:, : keep - min(keep, patches)]
         kept = split_by(is_kept, picked.shape[1])[0]
         return _with_means(context, is_kept, kept, cut, separators)
 

@@ -11,7 +11,6 @@ from vtprune.context import Context
 from vtprune.ops.checks import check_share
 from vtprune.ops.gather import as_float, split_by, take
 from vtprune.ops.merge import merge_into_targets
-from vtprune.ops.share import largest_remainder
 from vtprune.ops.topk import stable_topk
 from vtprune.pruner import Pruner, Reduction, Signal
 from vtprune.registry import register
@@ -69,9 +68,7 @@ class VisionZip(Pruner):
 
     def reduce(self, context: Context, keep: int) -> Reduction:
         """Compresses each view and lines the results up."""
-        views = context.view_tokens
-        patches = sum(len(view) for view in views)
-        shares = largest_remainder([len(view) for view in views], min(keep, patches))
+        views, shares, separators = context.by_view(keep)
         first, *crops = (
             self._compress(context, index, view, share)
             for index, (view, share) in enumerate(zip(views, shares, strict=True))
@@ -83,7 +80,6 @@ class VisionZip(Pruner):
             features, tokens = torch.cat([d.features for d in dominant], 1), torch.cat([d.tokens for d in dominant], 1)
             order = tokens.argsort(dim=1)
             blocks += [_Block(take(features, order), tokens.gather(1, order)), *cls, *contextual]
-        separators = split_by(context.is_patch, patches)[1][:, : keep - min(keep, patches)]
         projected = context.project(torch.cat([block.features for block in blocks], dim=1))
         return Reduction(
             torch.cat([*(block.tokens for block in blocks), separators], dim=1),

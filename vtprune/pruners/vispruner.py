@@ -8,9 +8,8 @@ import torch
 
 from vtprune.context import Context
 from vtprune.ops.checks import check_integer, check_share
-from vtprune.ops.gather import as_float, split_by, take
+from vtprune.ops.gather import as_float, take
 from vtprune.ops.residual import drop_redundant
-from vtprune.ops.share import largest_remainder
 from vtprune.ops.topk import stable_topk
 from vtprune.pruner import Pruner, Reduction, Signal
 from vtprune.registry import register
@@ -54,9 +53,7 @@ class VisPruner(Pruner):
 
     def reduce(self, context: Context, keep: int) -> Reduction:
         """Keeps the important and the dissimilar tokens of each view."""
-        views = context.view_tokens
-        patches = sum(len(view) for view in views)
-        shares = largest_remainder([len(view) for view in views], min(keep, patches))
+        views, shares, separators = context.by_view(keep)
         attention = as_float(context.encoder_attention).mean(dim=1)
         kept = []
         for view, share in zip(views, shares, strict=True):
@@ -65,5 +62,4 @@ class VisPruner(Pruner):
             others = order[:, important:]
             left = drop_redundant(take(context.encoder_features, others), share - important, per_round=self.per_round)
             kept += [order[:, :important], others.gather(1, left)]
-        separators = split_by(context.is_patch, patches)[1][:, : keep - min(keep, patches)]
         return Reduction(torch.cat([*kept, separators], dim=1))

@@ -15,7 +15,6 @@ from vtprune.layout import ImageLayout
 from vtprune.ops.absorb import absorb
 from vtprune.ops.checks import check_integer, check_positive, check_share
 from vtprune.ops.gather import as_float, split_by, take
-from vtprune.ops.share import largest_remainder
 from vtprune.ops.topk import stable_topk
 from vtprune.ops.windows import spread_over_windows
 from vtprune.pruner import Depths, Pruner, Reduction, Signal, check_stages, scale_layers
@@ -110,10 +109,7 @@ class VScan(Pruner):
         if context.layer:
             best = stable_topk(as_float(context.next_last_token_attention).mean(dim=1), keep)
             return Reduction(best, features=take(context.hidden, best))
-        views = context.view_tokens
-        patches = sum(len(view) for view in views)
-        shares = largest_remainder([len(view) for view in views], min(keep, patches))
-        separators = split_by(context.is_patch, patches)[1][:, : keep - min(keep, patches)]
+        views, shares, separators = context.by_view(keep)
         kept, features = [separators], [take(context.hidden, separators)]
         for index, (view, share) in enumerate(zip(views, shares, strict=True)):
             if share:
