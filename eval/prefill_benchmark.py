@@ -18,12 +18,22 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
 
 import vtprune
 from vtprune.adapters import find_adapter
 from vtprune.context import Context
-from vtprune.pruner import Pruner, Reduction
+from vtprune.pruner import Pruner, Reduction, Signal
+from vtprune.text_tower import TextTower
 
 TEXT_TOKENS = 60
 
@@ -52,7 +62,7 @@ class Row:
         full: The unwrapped model.
         pruned: The wrapped model, selection and gathers included.
         ideal: The unwrapped model fed as many tokens as each layer of the wrapped one sees.
-        selection: The method's own choice alone, its signals at hand.
+        selection: The method's own choice alone, all its stages, signals that a stage keeps at hand.
     """
 
     pruner: str
@@ -128,18 +138,58 @@ def _measure_one(
     def prefill() -> None:
         model(**inputs, use_cache=True, logits_to_keep=1)
 
+    pruner = pruner.fit(find_adapter(model).depths)
+    options: dict[str, Any] = {"images_per_prompt": 1}
+    if Signal.CLIP_TEXT in pruner.signals:
+        options |= {"text_tower": random_text_tower(model), "processor": _tokenizer()}
     full = _time(prefill, model.device, repeats, warmup)
-    with vtprune.pruning(model, pruner, keep, images_per_prompt=1):
+    with vtprune.pruning(model, pruner, keep, **options):
         pruned = _time(prefill, model.device, repeats, warmup)
         report = vtprune.report(model)
     seen: list[tuple[Context, int]] = []
-    with vtprune.pruning(model, _recorder(pruner, seen), keep, images_per_prompt=1):
+
+    def choose() -> None:
+        for context, target in seen:
+            pruner.reduce(context, target)
+
+    with vtprune.pruning(model, _recorder(pruner, seen), keep, **options):
         prefill()
-    selection = _time(lambda: pruner.reduce(*seen[0]), model.device, repeats, warmup)
+        selection = _time(choose, model.device, repeats, warmup)
     ideal = _time(_ideal(model, inputs, report.lengths), model.device, repeats, warmup)
     images = inputs["input_ids"].shape[0]
     left = report.stages[-1].after // images
     return Row(pruner.name, images, report.visual_tokens // images, left, full, pruned, ideal, selection)
+
+
+def random_text_tower(model: Any) -> TextTower:
+    """A CLIP-L text tower with random weights, for a vision tower of CLIP-L's width."""
+    width = model.config.vision_config.hidden_size
+    with torch.device(model.device):
+        text = CLIPTextModelWithProjection(
+            CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12, projection_dim=768)
+        )
+        norm, projection = torch.nn.LayerNorm(width), torch.nn.Linear(width, 768, bias=False)
+
+    class Pooled(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.clip = text
+
+        def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            output: Any = self.clip(input_ids=ids)
+            return output.text_embeds, self.clip.text_projection(output.last_hidden_state[:, -1])
+
+    def tokenize(texts: Sequence[str]) -> list[list[int]]:
+        return [[49406, *range(1, len(text.split()) + 1), 49407] for text in texts]
+
+    return TextTower(Pooled(), tokenize, norm, projection, length=77, padding=49407)
+
+
+def _tokenizer() -> Any:
+    """A word for each id of the made-up prompts, so that a question can be read from them."""
+    words = Tokenizer(models.WordLevel({f"w{number}": number for number in range(1000)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words)
 
 
 def _recorder(pruner: Pruner, seen: list[tuple[Context, int]]) -> Pruner:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 
-from vtprune.docs import kinds_table, replace_block, sweep_table
+from vtprune.docs import METHODS, README, kinds_table, pruner_table, replace_block, sweep_table
+from vtprune.method_docs import methods_page, option_text, presets_table, published
+from vtprune.registry import list_pruners, pruner_classes
 
 
 def record(label: str, budget: str, value: float, kept: float, average: float, status: str = "done") -> dict[str, Any]:
@@ -60,3 +63,31 @@ def test_replace_block_needs_its_marks() -> None:
     assert replace_block(text, "x", "new") == "a\n<!-- begin: x -->\nnew\n<!-- end: x -->\nb\n"
     with pytest.raises(ValueError, match="begin: y"):
         replace_block(text, "y", "new")
+
+
+def test_the_written_pages_are_those_of_the_registry() -> None:
+    assert METHODS.read_text(encoding="utf-8") == methods_page(), "run python -m vtprune.docs"
+    readme = README.read_text(encoding="utf-8")
+    assert replace_block(readme, "pruners", pruner_table()) == readme, "run python -m vtprune.docs"
+
+
+def test_every_published_figure_names_a_method_and_its_source() -> None:
+    rows = published()
+    assert {row["method"] for row in rows} <= {"", *list_pruners()}
+    assert all(row["source"] for row in rows)
+    figures = [row[column] for row in rows for column in row if column not in ("method", "row", "source", "note")]
+    assert all(float(figure) > 0 for figure in figures if figure)
+    assert "CDPruner" in methods_page()
+
+
+def test_every_option_is_explained() -> None:
+    """A field that the docstring does not tell of would leave a cell of the page empty."""
+    for name, cls in pruner_classes().items():
+        for field in dataclasses.fields(cls):
+            assert option_text(cls, field.name), f"{name}: {field.name}"
+
+
+def test_presets_are_named_after_their_means() -> None:
+    for line in presets_table().splitlines()[2:]:
+        name, named, _, _, nominal, true = (cell.strip() for cell in line.strip("|").split("|"))
+        assert min(abs(float(named) - float(mean)) for mean in (nominal, true)) < 1.1, name

@@ -34,9 +34,9 @@ class Budget:
         per: What `tokens`, `ratio` and `average` speak of: each image, each encoder view (thumbnail or crop) or all
             images of the prompt together, which then share by size.
         convention: For `average`. `"true"` counts the tokens that a layer really processes; `"nominal"` counts the
-            layer just before a removal with what is left after it, as published tables of some methods do. Where such
-            a table's own setting is known (`Pruner.presets`), 576 tokens and 32 layers get exactly that one, whose
-            mean may miss its name by a little.
+            layer just before a removal with what is left after it, as published tables of some methods do. Where the
+            setting that tables call by this number is known (`Pruner.presets`), 576 tokens and 32 layers get exactly
+            that one, whatever its mean.
 
     Raises:
         TypeError: A value of the wrong type, or not exactly one of the four kinds.

@@ -79,12 +79,13 @@ def methods_page() -> str:
 def overview_table() -> str:
     """One row for each registered method."""
     head = ("method", "where", "looks at", "question", "training", "budget", "positions", "evidence")
+    anchors = _anchors(pruner_classes())
     rows = []
     for name, cls in pruner_classes().items():
         pruner = cls()
         rows.append(
             (
-                f"[`{name}`](#{_anchor(name)})",
+                f"[`{name}`](#{anchors[name]})",
                 stage_text(pruner),
                 ", ".join(_SEES_THE_MODEL[signal] for signal in sorted(cls.signals)) or "the tokens alone",
                 "yes" if cls.query_aware else "no",
@@ -99,14 +100,15 @@ def overview_table() -> str:
 
 def stage_text(pruner: Pruner) -> str:
     """Where a method removes tokens."""
-    if set(pruner.layers) == {0}:
-        return "before the language model"
-    layers = list(dict.fromkeys(pruner.layers))
+    parts = ["before the language model"] if 0 in pruner.layers else []
+    layers = [layer for layer in dict.fromkeys(pruner.layers) if layer]
     names = [str(layer) for layer in layers]
     if len(layers) > 3 and layers == list(range(layers[0], layers[-1] + 1)):
-        return f"before each of the decoder layers {names[0]} to {names[-1]}"
-    listed = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
-    return f"before decoder layer{'s' if len(names) > 1 else ''} {listed}"
+        parts.append(f"before each of the decoder layers {names[0]} to {names[-1]}")
+    elif layers:
+        listed = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+        parts.append(f"before decoder layer{'s' if len(names) > 1 else ''} {listed}")
+    return "; ".join(parts)
 
 
 def presets_table() -> str:
@@ -142,16 +144,18 @@ def linked(paper: str) -> str:
 def _presets_text() -> str:
     return (
         "What published tables call 192, 128 or 64 tokens is, for methods that prune inside the decoder, a mean over "
-        "its layers in which a layer that runs in full just before a removal counts with what is left. "
+        "its layers; some count a layer that runs in full just before a removal with what is left (the nominal mean). "
         '`Budget(average=64, convention="nominal")`, in short `"nominal:64"`, gives exactly these settings for 576 '
-        "tokens and 32 layers; the last column is what the layers really process."
+        "tokens and 32 layers; the last column is what the layers really process. Sources: SparseVLM and SparseVLM+ "
+        "the lists of the released code; FastV and EntropyPrune the formula of their tables; PyramidDrop and VScan the "
+        "structure that their authors name for 64 tokens, solved for the others."
     )
 
 
 def _section(cls: type[Pruner]) -> str:
     parts = [f"### {cls.name}", f"{linked(cls.paper)}. {_description(cls)}"]
     options = [
-        (f"`{field.name}`", f"`{_default(field)}`", _option_text(cls, field.name)) for field in dataclasses.fields(cls)
+        (f"`{field.name}`", f"`{_default(field)}`", option_text(cls, field.name)) for field in dataclasses.fields(cls)
     ]
     if options:
         parts.append(markdown_table(("option", "default", "meaning"), options))
@@ -194,8 +198,15 @@ def _evidence(cls: type[Pruner]) -> str:
     return "baseline" if cls.paper.startswith("Baseline") else "paper alone"
 
 
-def _anchor(name: str) -> str:
-    return re.sub(r"[^\w-]", "", name)
+def _anchors(names: Iterable[str]) -> dict[str, str]:
+    """What a heading is linked by: signs are left out, and what is then said twice is numbered."""
+    seen: dict[str, int] = {}
+    anchors = {}
+    for name in names:
+        plain = re.sub(r"[^\w-]", "", name)
+        anchors[name] = f"{plain}-{seen[plain]}" if plain in seen else plain
+        seen[plain] = seen.get(plain, 0) + 1
+    return anchors
 
 
 def _description(cls: type[Pruner]) -> str:
@@ -205,7 +216,7 @@ def _description(cls: type[Pruner]) -> str:
     return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n") if part.strip())
 
 
-def _option_text(cls: type[Pruner], name: str) -> str:
+def option_text(cls: type[Pruner], name: str) -> str:
     """What the docstring says of a field."""
     text = inspect.getdoc(cls) or ""
     arguments = re.search(r"\nArgs:\n(.*?)(?=\n\S|\Z)", text, re.DOTALL)

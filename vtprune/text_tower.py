@@ -94,8 +94,8 @@ class TextTower(nn.Module):
         """Embeds texts of any length.
 
         The pieces are CDPruner's (arXiv 2506.10967, published code): the ids of the whole text, zeros behind them, in
-        rows of `length`, each pooled by CLIP's own rule. A row without the end token, of which a longer text has all
-        but the last, is pooled where that rule happens to point.
+        rows of `length`, each pooled by CLIP's own rule. In a text of several rows only the last one holds the end
+        token; the others are pooled where the rule happens to point, the first one at its begin token.
 
         `last` is that of Recoverable Compression (arXiv 2409.01179, published code): the first line alone, cut off
         at `length` or filled up with `padding` (the end token in CLIP), seen from the last position.

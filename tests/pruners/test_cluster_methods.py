@@ -192,6 +192,22 @@ def test_aim_later_stages_leave_states_as_they_are() -> None:
     assert reduction.kept.tolist() == AIM().reduce(context.padded(5), 9).kept.tolist()
 
 
+def test_aim_does_not_see_padding_behind_the_words() -> None:
+    context = random_context(SQUARE, signals=AIM.signals, layer=14)
+    other = context.images(range(3))
+    absent = torch.zeros(3, 43, dtype=torch.bool).scatter(1, context.text_slots, ~context.text_present)
+    assert bool(absent.any())
+    for name in ("sequence_queries", "sequence_keys"):
+        other.tensors[name].masked_fill_(absent[:, None, :, None], torch.inf)
+    assert AIM().reduce(other, 9).kept.tolist() == AIM().reduce(context, 9).kept.tolist()
+
+
+@pytest.mark.parametrize("options", [{"steps": 1}, {"temperature": 5.0}])
+def test_aim_walks_as_it_is_told(options: dict[str, Any]) -> None:
+    context = random_context(grid_layout(12, 12), signals=AIM.signals, layer=14)
+    assert AIM(**options).reduce(context, 36).kept.tolist() != AIM().reduce(context, 36).kept.tolist()
+
+
 @pytest.mark.parametrize("words", [slice(0, 2), slice(2, 3)], ids=["before", "behind"])
 def test_aim_walks_over_the_words_too(words: slice) -> None:
     context = random_context(grid_layout(12, 12), signals=AIM.signals, layer=14)

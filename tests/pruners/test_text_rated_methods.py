@@ -210,6 +210,12 @@ def test_without_text_behind_the_image_the_first_tokens_stay(pruner: Pruner) -> 
     assert sorted(reduction.kept[0].tolist())[:kept] != expected[:kept]
 
 
+def test_mustdrop_scores_nothing_without_text_behind_the_image() -> None:
+    context = context_for(MustDrop())
+    context.tensors["text_mask"][1, PREFIX:] = False
+    assert MustDrop().scores(context)[1].tolist() == [0.0] * 36
+
+
 @pytest.mark.parametrize("pruner", [SparseVLM(), SparseVLMPlus(), MustDrop(), DART()], ids=lambda pruner: pruner.name)
 def test_text_before_the_image_says_nothing(pruner: Pruner) -> None:
     context = context_for(pruner)
@@ -268,25 +274,34 @@ def test_mustdrop_protects_its_key_set() -> None:
     assert MustDrop(protected=0.0).encoder_layers == ()
 
 
-def test_mustdrop_knows_the_key_set_at_later_stages() -> None:
-    class Pruned(FakeContext):
-        @cached_property
-        def is_patch(self) -> torch.Tensor:
-            return torch.ones(self.batch, self.tokens, dtype=torch.bool)
+class Pruned(FakeContext):
+    """A later stage, at which the tokens named in `origin` are left."""
 
+    @cached_property
+    def is_patch(self) -> torch.Tensor:
+        return (torch.tensor(self.layout.patches) >= 0)[self.tensors["origin"]]
+
+
+def left_of(context: FakeContext, kept: torch.Tensor) -> Pruned:
+    """What MustDrop sees once the tokens `(batch, kept)`, ascending, are left."""
+    tensors = {"origin": kept, "text_mask": context.text_mask}
+    for name, dim in (("hidden", 1), ("encoder_layer0.attention", 2), ("attention_map", 3)):
+        states = context.tensors[name]
+        index = kept.view(len(kept), *[1] * (dim - 1), -1, *[1] * (states.dim() - dim - 1))
+        tensors[name] = states.take_along_dim(index, dim)
+    # Rows of the map are slots of the sequence, of which the removed tokens are gone.
+    before, gone = PREFIX + kept.shape[1], context.tokens - kept.shape[1]
+    rows = tensors["attention_map"]
+    tensors["attention_map"] = torch.cat([rows[:, :, :before], rows[:, :, before + gone :]], dim=2)
+    return Pruned(context.layout, tensors, signals=context.signals, layer=7)
+
+
+def test_mustdrop_knows_the_key_set_at_later_stages() -> None:
     pruner = MustDrop(protected=0.2)
     context = context_for(pruner)
     key = context.encoder_layer(0).attention.mean(1).topk(8).indices
     kept = pruner.reduce(context, 20).kept.sort(dim=1).values
-    tensors = dict(context.tensors)
-    for name, dim in (("hidden", 1), ("encoder_layer0.attention", 2), ("attention_map", 3)):
-        states = tensors[name]
-        index = kept.view(3, *[1] * (dim - 1), 20, *[1] * (states.dim() - dim - 1))
-        tensors[name] = states.take_along_dim(index, dim)
-    # Rows of the map are slots of the sequence, of which the removed tokens are gone.
-    tensors["attention_map"] = torch.cat([tensors["attention_map"][:, :, :22], tensors["attention_map"][:, :, 38:]], 2)
-    later = Pruned(SQUARE, tensors, signals=pruner.signals, layer=7)
-    last = kept.gather(1, pruner.reduce(later, 9).kept)
+    last = kept.gather(1, pruner.reduce(left_of(context, kept), 9).kept)
     for image in range(3):
         assert set(key[image].tolist()) < set(last[image].tolist())
 
@@ -296,6 +311,10 @@ def test_mustdrop_never_protects_separators() -> None:
     context = context_for(pruner, ANYRES)
     patches = int(context.is_patch[0].sum())
     assert bool(context.is_patch.gather(1, pruner.reduce(context, patches).kept).all())
+    later = left_of(context, torch.arange(ANYRES.tokens - 30, ANYRES.tokens).expand(3, -1))
+    patches = int(later.is_patch[0].sum())
+    assert 0 < patches < 30
+    assert bool(later.is_patch.gather(1, pruner.reduce(later, patches).kept).all())
 
 
 def test_mustdrop_counts_by_its_thresholds() -> None:
@@ -365,6 +384,7 @@ def test_dart_manages_with_little_text_or_none() -> None:
     assert live.sum(1).tolist()[1:] == [0, 1]
     kept = pruner.reduce(context, 12).kept
     assert all(len(set(row)) == 12 for row in kept.tolist())
+    assert DART(text_pivots=99).pivots(context, 12).live.sum(1).tolist() == context.text_follows.sum(1).tolist()
     alone = DART(text_pivots=0)
     assert alone.reduce(context, 12).kept[1].tolist() == kept[1].tolist()
     assert alone.reduce(context, 12).kept[0].tolist() != kept[0].tolist()

@@ -139,8 +139,8 @@ def _pour(weight: torch.Tensor, room: torch.Tensor, amount: torch.Tensor) -> tor
     left = amount - (room * full).sum(dim=1, keepdim=True)
     among = weight.masked_fill(full, 0)
     share = left * among / among.sum(dim=1, keepdim=True).clamp_min(_LEAST_WEIGHT)
-    # One place stays free in each, for what rounding down leaves.
-    poured = torch.where(full, room, torch.minimum(share.floor().long(), room - 1))
+    # Less than its room goes to each of these, so that one of what rounding down leaves fits in.
+    poured = torch.where(full, room, share.floor().long())
     return poured + _best(among.masked_fill(full, -1), amount - poured.sum(dim=1, keepdim=True))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from vtprune.context import Context
 from vtprune.ops.checks import check_integer
@@ -43,6 +45,7 @@ class EntropyPrune(Pruner):
     signals = frozenset({Signal.DECODER_STATES})
     default_positions = "keep"
     golden = "entropyprune.npz"
+    presets: ClassVar[Mapping[int, int]] = {192: 166, 128: 98, 64: 29}
 
     def __post_init__(self) -> None:
         check_layer(self.layer, lowest=1, owner=self.name)
@@ -54,6 +57,10 @@ class EntropyPrune(Pruner):
     def layers(self) -> tuple[int, ...]:
         """The one layer before which tokens are removed."""
         return (self.layer,)
+
+    def preset(self, average: float, tokens: int, depth: int) -> int | None:
+        """As of every method, but for a stage before layer 2 only."""
+        return super().preset(average, tokens, depth) if self.layer == 2 else None
 
     def reduce(self, context: Context, keep: int) -> Reduction:
         """Keeps the highest entropies, highest first."""

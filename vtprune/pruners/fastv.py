@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from vtprune.context import Context
 from vtprune.ops.gather import as_float
@@ -35,6 +37,7 @@ class FastV(Pruner):
     query_aware = True
     default_positions = "keep"
     golden = "fastv.npz"
+    presets: ClassVar[Mapping[int, int]] = {192: 166, 128: 98, 64: 30}
 
     def __post_init__(self) -> None:
         check_layer(self.layer, lowest=1, owner=self.name)
@@ -43,6 +46,10 @@ class FastV(Pruner):
     def layers(self) -> tuple[int, ...]:
         """The one layer before which tokens are removed."""
         return (self.layer,)
+
+    def preset(self, average: float, tokens: int, depth: int) -> int | None:
+        """As of every method, but for a stage before layer 2 only."""
+        return super().preset(average, tokens, depth) if self.layer == 2 else None
 
     def reduce(self, context: Context, keep: int) -> Reduction:
         """Keeps the highest mean over heads, best first."""

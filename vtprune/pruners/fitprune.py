@@ -106,13 +106,21 @@ class FitPrune(Pruner):
             return geometric_counts(tokens, keep, len(self.layers))
         return tuple(min(tokens, round(keep * share / self.shares[-1])) for share in self.shares)
 
-    def reduce(self, context: Context, keep: int) -> Reduction:
-        """Keeps the highest products, best first."""
+    def scores(self, context: Context) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attention that each token receives from the image's tokens and from the text behind them.
+
+        Returns:
+            Self and cross score, each `(batch, tokens)`; without such text the latter is 1 everywhere.
+        """
         own = _received(context, context.slots, torch.ones_like(context.slots, dtype=torch.bool)) / context.tokens
         follows = context.text_follows
         cross = _received(context, context.text_slots, follows)
-        score = own * torch.where(follows.any(dim=1, keepdim=True), cross, 1.0)
-        return Reduction(stable_topk(score, keep))
+        return own, torch.where(follows.any(dim=1, keepdim=True), cross, 1.0)
+
+    def reduce(self, context: Context, keep: int) -> Reduction:
+        """Keeps the highest products, best first."""
+        own, cross = self.scores(context)
+        return Reduction(stable_topk(own * cross, keep))
 
 
 @torch.no_grad()
