@@ -284,7 +284,7 @@ class Pruned(FakeContext):
 
 def left_of(context: FakeContext, kept: torch.Tensor) -> Pruned:
     """What MustDrop sees once the tokens `(batch, kept)`, ascending, are left."""
-    tensors = {"origin": kept, "text_mask": context.text_mask}
+    tensors = {"origin": kept, "text_mask": context.tensors["text_mask"]}
     for name, dim in (("hidden", 1), ("encoder_layer0.attention", 2), ("attention_map", 3)):
         states = context.tensors[name]
         index = kept.view(len(kept), *[1] * (dim - 1), -1, *[1] * (states.dim() - dim - 1))
