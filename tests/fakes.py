@@ -24,6 +24,7 @@ _NEEDS = {
     "keys": Signal.DECODER_STATES,
     "clip_text": Signal.CLIP_TEXT,
     "clip_text_mask": Signal.CLIP_TEXT,
+    "clip_text_truncated": Signal.CLIP_TEXT,
     "clip_text_last": Signal.CLIP_TEXT,
     "clip_projection": Signal.CLIP_TEXT,
     "inputs": Signal.TEXT_EMBEDDINGS,
@@ -252,6 +253,10 @@ class FakeContext(Context):
         return self._signal("clip_text_mask")
 
     @property
+    def clip_text_truncated(self) -> torch.Tensor:
+        return self._signal("clip_text_truncated")
+
+    @property
     def clip_text_last(self) -> torch.Tensor:
         return self._signal("clip_text_last")
 
@@ -367,6 +372,7 @@ def random_context(
         "keys": torch.randn(batch, heads // 2, tokens, width),
         "clip_text": torch.randn(batch, pieces, clip_dim),
         "clip_text_mask": clip_text_mask,
+        "clip_text_truncated": torch.randn(batch, clip_dim),
         "clip_text_last": torch.randn(batch, clip_dim),
         "clip_projection": torch.randn(encoder_dim, clip_dim).expand(batch, -1, -1),
         "inputs": torch.randn(batch, tokens, dim),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vtprune.docs import METHODS, README, kinds_table, pruner_table, replace_block, sweep_table
+from vtprune.docs import METHODS, README, kinds_table, pruner_table, replace_block, sweep_page, sweep_table
 from vtprune.method_docs import methods_page, option_text, presets_table, published
 from vtprune.registry import list_pruners, pruner_classes
 
@@ -56,6 +56,18 @@ def test_kinds_table_takes_one_budget() -> None:
         "| `pool` | 80 | 100 |",
         "| `fastv` | 70 | 100 |",
     ]
+
+
+def test_sweep_page_says_what_loses_to_random() -> None:
+    budget = "64 tokens per image"
+    records = [{**RECORDS[0], "n": 400, "versions": {"vtprune": "1", "torch": "2", "transformers": "5"}}]
+    records += [record(name, budget, value, 64, 64) for name, value in (("random", 0.7), ("fastv", 0.6), ("pool", 0.9))]
+    records += [record("stride", budget, 0.71, 64, 64)]
+    page = sweep_page(records)
+    assert "* loses: `fastv` (-10.0)" in page
+    assert "* no clear difference: `stride` (+1.0)" in page
+    assert "* wins: `pool` (+20.0)" in page
+    assert "torch 2" in page
 
 
 def test_replace_block_needs_its_marks() -> None:

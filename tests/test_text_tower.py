@@ -84,6 +84,14 @@ def test_long_texts_come_in_pieces(clip: Any, processor: Any, tower: TextTower, 
     assert tower.encode([exact + " star"]).mask.tolist() == [[True, True]]
 
 
+@pytest.mark.parametrize("text", ["where is the red star ?", LONG])
+def test_truncated_is_clips_own_embedding(clip: Any, processor: Any, tower: TextTower, text: str) -> None:
+    inputs = processor.tokenizer([text], truncation=True, max_length=LENGTH, return_tensors="pt")
+    with torch.no_grad():
+        expected = clip.get_text_features(**inputs).pooler_output
+    close(tower.encode(["what color is it ?", text]).truncated[1], expected[0])
+
+
 @pytest.mark.parametrize("text", ["where is the red star ?", LONG, "\n where is it ?\nanswer with a word", ""])
 def test_last_is_the_padded_end_of_the_first_line(clip: Any, processor: Any, tower: TextTower, text: str) -> None:
     inputs = processor.tokenizer(

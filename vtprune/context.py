@@ -154,9 +154,10 @@ class Context(ABC):
     @property
     @abstractmethod
     def clip_text(self) -> torch.Tensor:
-        """CLIP text embeddings of the question, one for each piece of at most 77 tokens, `(batch, pieces, clip_dim)`.
+        """CLIP text embeddings of the question, one for each piece of it, `(batch, pieces, clip_dim)`.
 
-        Not normalised. Needs `Signal.CLIP_TEXT`, as do the three below.
+        A piece is as long as the text tower takes, 77 tokens in CLIP. Not normalised. Needs `Signal.CLIP_TEXT`, as does
+        all that is called `clip` below.
         """
 
     @property
@@ -166,8 +167,16 @@ class Context(ABC):
 
     @property
     @abstractmethod
+    def clip_text_truncated(self) -> torch.Tensor:
+        """The CLIP text embedding of the question cut off at what the tower takes, `(batch, clip_dim)`."""
+
+    @property
+    @abstractmethod
     def clip_text_last(self) -> torch.Tensor:
-        """The projected text state at the last, usually padded, position of the first piece, `(batch, clip_dim)`."""
+        """The projected text state at the last, usually padded, position of the question's first line.
+
+        `(batch, clip_dim)`.
+        """
 
     @abstractmethod
     def clip_project(self, features: torch.Tensor, *, norm: bool = True) -> torch.Tensor:

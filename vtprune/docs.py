@@ -1,12 +1,13 @@
 """Writes the parts of the documents that follow from code and results, in a checkout.
 
 `python -m vtprune.docs` renews the table of methods and docs/methods.md; with the path of a sweep's `results.jsonl`
-it also puts the results into README.md and the model card.
+it also puts the results into README.md and the model card, and those of all methods into docs/embedded-sweep.md.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,15 @@ from vtprune.registry import pruner_classes
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 METHODS = ROOT / "docs" / "methods.md"
+SWEEP = ROOT / "docs" / "embedded-sweep.md"
+_SWEEP_ADVICE = """\
+How to read it. The model is small and its pictures are plain, so that the order of methods here says little about \
+their order on a large model; what it shows is that each method works, and how differently they fail. A budget speaks \
+of the tokens left at the end: methods that act inside the decoder (`fastv`, `sparsevlm`, `pyramiddrop`, ...) process \
+more on the way, which the brackets tell, and are not to be compared with the others at equal rows. `drop-all` and \
+`vtw` have no budget and repeat one result. `downsample` encodes pictures of a size that this tower, made for one \
+resolution, was never trained on; averaging neighbours (`pool`, `m3`) is what the model was partly trained for."""
+
 MODEL_CARD = ROOT / "eval" / "embedded" / "model" / "README.md"
 
 
@@ -70,6 +80,49 @@ def kinds_table(records: list[dict[str, Any]], budget: str) -> str:
     return "\n".join(rows)
 
 
+def sweep_page(records: list[dict[str, Any]]) -> str:
+    """The whole of `docs/embedded-sweep.md`: every method on the embedded model, and what loses to random."""
+    done = [record for record in records if record["status"] == "done"]
+    first = done[0]
+    versions = ", ".join(f"{name} {first['versions'][name]}" for name in ("vtprune", "torch", "transformers"))
+    budgets = list(dict.fromkeys(record["budget_meaning"] for record in done if record["label"] != "full"))
+    parts = [
+        "# Every method on the embedded model",
+        f"Written by `python -m vtprune.docs` from one run of `vtprune sweep --pruners all` ({versions}; "
+        f"{first['n']} held-out questions of seven kinds about drawn scenes).",
+        _SWEEP_ADVICE,
+        f"{_meaning(first)}\n\n{sweep_table(records)}",
+        "## Against random",
+        "The difference to `random` at the same budget, against twice its standard error as of independent samples. "
+        "All methods answer the same questions, so that smaller differences may be real too.",
+    ]
+    parts += [_against_random(done, budget) for budget in budgets]
+    parts += [f"## By kind of question\n\nIn %, at 64 tokens:\n\n{kinds_table(records, '64 tokens per image')}"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _against_random(done: list[dict[str, Any]], budget: str) -> str:
+    cells = {record["label"]: record for record in done if record["budget_meaning"] == budget}
+    random = cells.pop("random")
+    worse, alike, better = [], [], []
+    for label, record in sorted(cells.items(), key=lambda cell: cell[1]["value"]):
+        difference = record["value"] - random["value"]
+        error = math.hypot(record["standard_error"], random["standard_error"])
+        group = worse if difference < -2 * error else better if difference > 2 * error else alike
+        group.append(f"`{label}` ({100 * difference:+.1f})")
+    lines = [f"**{budget}** (`random`: {_percent(random)}), difference in points:", ""]
+    for name, group in (("loses", worse), ("no clear difference", alike), ("wins", better)):
+        lines.append(f"* {name}: {', '.join(group) or 'none'}")
+    return "\n".join(lines)
+
+
+def _meaning(record: dict[str, Any]) -> str:
+    return (
+        f"Exact match in %, ± one standard error, {record['n']} questions (in brackets: visual tokens per image, true "
+        "mean over the decoder layers):"
+    )
+
+
 def _cell(record: dict[str, Any] | None) -> str:
     if record is None:
         return ""
@@ -95,7 +148,7 @@ def replace_block(text: str, name: str, content: str) -> str:
 
 
 def main(results: str | None = None) -> None:
-    """Rewrites README.md of the checkout and, given a sweep's results, the model card.
+    """Rewrites README.md and docs/methods.md, and, given a sweep's results, its tables and the model card.
 
     Args:
         results: The `results.jsonl` of a sweep over the embedded model.
@@ -108,11 +161,16 @@ def main(results: str | None = None) -> None:
         lines = Path(results).read_text(encoding="utf-8").splitlines()
         records = [json.loads(line) for line in lines]
         first = next(record for record in records if record["status"] == "done")
-        task = f"Exact match in %, ± one standard error, {first['n']} questions"
-        table = f"{task} (in brackets: visual tokens per image, true mean over the decoder layers):"
-        _rewrite(README, {"sweep": f"{table}\n\n{sweep_table(records)}"})
-        kinds = f"By kind of question at 64 tokens, in %:\n\n{kinds_table(records, '64 tokens per image')}"
-        _rewrite(MODEL_CARD, {"sweep": f"{table}\n\n{sweep_table(records)}\n\n{kinds}"})
+        from vtprune.eval.grid import DEFAULT_PRUNERS
+
+        # The README shows what the plain command measures; every method has a page of its own.
+        few = [record for record in records if record["label"] in ("full", *DEFAULT_PRUNERS)]
+        table = f"{_meaning(first)}\n\n{sweep_table(few)}"
+        _rewrite(README, {"sweep": table})
+        kinds = f"By kind of question at 64 tokens, in %:\n\n{kinds_table(few, '64 tokens per image')}"
+        _rewrite(MODEL_CARD, {"sweep": f"{table}\n\n{kinds}"})
+        if {record["label"] for record in records} >= {*pruner_classes()}:
+            SWEEP.write_text(sweep_page(records), encoding="utf-8")
 
 
 def _rewrite(path: Path, blocks: dict[str, str]) -> None:

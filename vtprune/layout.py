@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 
@@ -87,12 +88,59 @@ class ImageLayout:
         return tuple(torch.nonzero(view == index).flatten() for index in range(self.views))
 
     @cached_property
+    def view_rectangles(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of patches of each view that the image has tokens for; (0, 0) for a view without tokens.
+
+        Raises:
+            ValueError: The tokens of some view form no rectangle in raster order.
+
+        Example:
+            >>> grid_layout(3, 7).view_rectangles
+            ((3, 7),)
+        """
+        inside: list[list[int]] = [[] for _ in range(self.views)]
+        for patch in self.patches:
+            if patch >= 0:
+                inside[patch // self.patches_per_view].append(patch % self.patches_per_view)
+        return tuple(_rectangle(view, patches, self.view_shape[1]) for view, patches in enumerate(inside))
+
+    @cached_property
+    def crop_ends(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Where each row and each column of crops ends, in patches of the picture that they make up without padding.
+
+        Raises:
+            ValueError: The views are no thumbnail with `crops` behind it, or their tokens form no rectangles.
+
+        Example:
+            >>> patches = (0, 1, 2, 3, 4, 5, 8, 9, 6, 7, 10, 11)
+            >>> ImageLayout((Segment(2, 2), Segment(2, 4)), patches, 3, 4, crops=(1, 2)).crop_ends
+            ((2,), (2, 4))
+        """
+        rows, columns = self.crops
+        if rows * columns == 0 or self.views != 1 + rows * columns:
+            raise ValueError(f"{self.views} views are no thumbnail with {rows} x {columns} crops behind it")
+        crops = self.view_rectangles[1:]
+        heights = [max(height for height, _ in crops[row * columns : (row + 1) * columns]) for row in range(rows)]
+        widths = [max(width for _, width in crops[column::columns]) for column in range(columns)]
+        return tuple(accumulate(heights)), tuple(accumulate(widths))
+
+    @cached_property
     def has_separators(self) -> bool:
         """Whether some tokens (newlines) stand for no patch."""
         return any(patch < 0 for patch in self.patches)
 
     def __hash__(self) -> int:
         return hash((self.segments, self.views, self.patches_per_view))
+
+
+def _rectangle(view: int, patches: list[int], width: int) -> tuple[int, int]:
+    """Rows and columns of the patches of one view, which lie in rows of `width`."""
+    if not patches:
+        return 0, 0
+    (top, left), (bottom, right) = divmod(patches[0], width), divmod(patches[-1], width)
+    if patches != [row * width + column for row in range(top, bottom + 1) for column in range(left, right + 1)]:
+        raise ValueError(f"the {len(patches)} tokens of view {view} form no rectangle in raster order")
+    return bottom + 1 - top, right + 1 - left
 
 
 def grid_layout(height: int, width: int) -> ImageLayout:

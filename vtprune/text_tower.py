@@ -36,11 +36,13 @@ class TextEmbeddings(NamedTuple):
     Args:
         pieces: Embedding of each piece of a text, `(texts, pieces, clip_dim)`; zero where a text has fewer pieces.
         mask: `True` where there is a piece, `(texts, pieces)`; at least one in each row.
+        truncated: Embedding of a text cut off at the tower's length, its end token kept, `(texts, clip_dim)`.
         last: The state at the last position of a text's first line, `(texts, clip_dim)`.
     """
 
     pieces: torch.Tensor
     mask: torch.Tensor
+    truncated: torch.Tensor
     last: torch.Tensor
 
 
@@ -97,6 +99,8 @@ class TextTower(nn.Module):
         rows of `length`, each pooled by CLIP's own rule. In a text of several rows only the last one holds the end
         token; the others are pooled where the rule happens to point, the first one at its begin token.
 
+        `truncated` is what CLIP itself makes of a text: TRIM (arXiv 2409.10994) uses it.
+
         `last` is that of Recoverable Compression (arXiv 2409.01179, published code): the first line alone, cut off
         at `length` or filled up with `padding` (the end token in CLIP), seen from the last position.
 
@@ -105,28 +109,27 @@ class TextTower(nn.Module):
         """
         if not texts:
             raise ValueError("there is no text to encode")
-        pieces = [
-            [ids[start : start + self.length] for start in range(0, len(ids), self.length)]
-            for ids in self._tokenize(texts)
-        ]
+        wholes = self._tokenize(texts)
+        pieces = [[ids[start : start + self.length] for start in range(0, len(ids), self.length)] for ids in wholes]
         firsts = self._tokenize([text.strip().partition("\n")[0] for text in texts])
         most = max(len(rows) for rows in pieces)
-        ids = torch.zeros(len(texts), most + 1, self.length, dtype=torch.long)
-        for entry, rows, first in zip(ids, pieces, firsts, strict=True):
-            for place, row in enumerate(rows):
+        ids = torch.zeros(len(texts), most + 2, self.length, dtype=torch.long)
+        ids[:, most:] = self.padding
+        for entry, rows, whole, first in zip(ids, pieces, wholes, firsts, strict=True):
+            for place, row in (*enumerate(rows), (most, self._cut(whole)), (most + 1, self._cut(first))):
                 entry[place, : len(row)] = torch.tensor(row)
-            entry[most] = self.padding
-            if len(first) > self.length:
-                first = [*first[: self.length - 1], first[-1]]
-            entry[most, : len(first)] = torch.tensor(first)
         device = self.visual_projection.weight.device
         with torch.autocast(device.type, enabled=False):
             pooled, last = self.text(ids.flatten(0, 1).to(device))
         mask = torch.arange(most) < torch.tensor([[len(rows)] for rows in pieces])
         mask = mask.to(device)
-        pooled = pooled.unflatten(0, (len(texts), most + 1))[:, :most]
-        last = last.unflatten(0, (len(texts), most + 1))[:, most]
-        return TextEmbeddings(pooled.masked_fill(~mask.unsqueeze(-1), 0), mask, last)
+        pooled = pooled.unflatten(0, (len(texts), most + 2))
+        last = last.unflatten(0, (len(texts), most + 2))[:, most + 1]
+        return TextEmbeddings(pooled[:, :most].masked_fill(~mask.unsqueeze(-1), 0), mask, pooled[:, most], last)
+
+    def _cut(self, ids: list[int]) -> list[int]:
+        """At most `length` ids, the last one kept."""
+        return ids if len(ids) <= self.length else [*ids[: self.length - 1], ids[-1]]
 
     @torch.no_grad()
     def project(self, features: torch.Tensor, norm: bool = True) -> torch.Tensor:

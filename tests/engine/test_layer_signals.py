@@ -248,7 +248,7 @@ def test_looking_ahead_writes_nothing_to_the_cache() -> None:
 @torch.no_grad()
 def test_clip_text_is_that_of_the_question() -> None:
     inputs = tiny.prompt([1, 2], padding="left")
-    wanted = ("clip_text", "clip_text_mask", "clip_text_last")
+    wanted = ("clip_text", "clip_text_mask", "clip_text_truncated", "clip_text_last")
     needs = frozenset({Signal.CLIP_TEXT, Signal.ENCODER_FEATURES})
     seen = witness(tiny.tiny_llava(), inputs, Witness((0,), wanted, needs))
     texts = []
@@ -259,6 +259,7 @@ def test_clip_text_is_that_of_the_question() -> None:
     rows = [0, 1, 1]
     close(seen["clip_text"], expected.pieces[rows])
     assert torch.equal(seen["clip_text_mask"], expected.mask[rows])
+    close(seen["clip_text_truncated"], expected.truncated[rows])
     close(seen["clip_text_last"], expected.last[rows])
     features = seen["context"].encoder_features
     close(seen["context"].clip_project(features), tiny.text_tower().project(features))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from awkward import inputs, tokens_of
 
 from vtprune.ops.entropy import _sum_from_eigenvalues, _sum_from_resolvents, matrix_entropy
 from vtprune.ops.hashing import random_keys
@@ -21,67 +22,37 @@ from vtprune.ops.topk import stable_topk
 SIZES = [(1, 1), (2, 1), (63, 1), (63, 7), (63, 62)]
 
 
-def plain(batch: int, tokens: int, dim: int) -> torch.Tensor:
-    return torch.randn(batch, tokens, dim)
-
-
-def signs(batch: int, tokens: int, dim: int) -> torch.Tensor:
-    """Vectors of +1 and -1: all their cosines are exact, so that ties are plentiful and true."""
-    return torch.randint(0, 2, (batch, tokens, dim)).float() * 2 - 1
-
-
-def with_zeros(batch: int, tokens: int, dim: int) -> torch.Tensor:
-    return signs(batch, tokens, dim).masked_fill(torch.rand(batch, tokens, 1) < 0.3, 0)
-
-
-def constant(batch: int, tokens: int, dim: int) -> torch.Tensor:
-    return torch.ones(batch, tokens, dim)
-
-
-def strided(batch: int, tokens: int, dim: int) -> torch.Tensor:
-    """A view whose memory runs in another order, with foreign values in between."""
-    return torch.randn(dim, tokens, 2 * batch)[:, :, ::2].permute(2, 1, 0)
-
-
-Maker = Callable[[int, int, int], torch.Tensor]
-INPUTS: list[tuple[Maker, torch.dtype]] = [
-    *((make, torch.float32) for make in (plain, signs, with_zeros, constant, strided)),
-    *((make, dtype) for make in (plain, with_zeros) for dtype in (torch.bfloat16, torch.float16)),
-]
-inputs = pytest.mark.parametrize(
-    ("make", "dtype"), INPUTS, ids=[f"{make.__name__}-{str(dtype).removeprefix('torch.')}" for make, dtype in INPUTS]
-)
 sizes = pytest.mark.parametrize(("tokens", "keep"), SIZES)
 
 
 @inputs
 @sizes
-def test_stable_topk(make: Maker, dtype: torch.dtype, tokens: int, keep: int) -> None:
-    scores = make(3, tokens, 1).to(dtype)[:, :, 0]
+def test_stable_topk(kind: str, dtype: torch.dtype, tokens: int, keep: int) -> None:
+    scores = tokens_of(kind, 3, tokens, 1).to(dtype)[:, :, 0]
     fast = stable_topk(scores, keep)
     assert fast.tolist() == [reference.stable_topk(row, keep) for row in scores]
 
 
 @inputs
 @sizes
-def test_max_min(make: Maker, dtype: torch.dtype, tokens: int, keep: int) -> None:
-    states = make(2, tokens, 16).to(dtype)
+def test_max_min(kind: str, dtype: torch.dtype, tokens: int, keep: int) -> None:
+    states = tokens_of(kind, 2, tokens, 16).to(dtype)
     assert max_min(states, keep).tolist() == [reference.max_min(picture, keep) for picture in states]
 
 
 @pytest.mark.parametrize("per_round", [3, 8])
 @inputs
 @pytest.mark.parametrize(("tokens", "keep"), [(1, 0), *SIZES])
-def test_drop_redundant(make: Maker, dtype: torch.dtype, tokens: int, keep: int, per_round: int) -> None:
-    states = make(2, tokens, 16).to(dtype)
+def test_drop_redundant(kind: str, dtype: torch.dtype, tokens: int, keep: int, per_round: int) -> None:
+    states = tokens_of(kind, 2, tokens, 16).to(dtype)
     fast = drop_redundant(states, keep, per_round=per_round)
     assert fast.tolist() == [reference.drop_redundant(picture, keep, per_round=per_round) for picture in states]
 
 
 @inputs
 @pytest.mark.parametrize(("tokens", "targets"), [(1, 0), *SIZES])
-def test_merge(make: Maker, dtype: torch.dtype, tokens: int, targets: int) -> None:
-    features, metric = plain(3, tokens, 5).to(dtype), make(3, tokens, 16).to(dtype)
+def test_merge(kind: str, dtype: torch.dtype, tokens: int, targets: int) -> None:
+    features, metric = torch.randn(3, tokens, 5).to(dtype), tokens_of(kind, 3, tokens, 16).to(dtype)
     merged, chosen, assigned = merge_into_targets(features, metric, targets)
     assert merged.dtype == dtype
     for picture in range(3):
@@ -96,8 +67,8 @@ def test_merge(make: Maker, dtype: torch.dtype, tokens: int, targets: int) -> No
 @pytest.mark.parametrize("group", [1, 2])
 @pytest.mark.parametrize("normalize_trace", [False, True])
 @pytest.mark.parametrize("heads", [1, 2, 5])
-def test_matrix_entropy(make: Maker, dtype: torch.dtype, group: int, normalize_trace: bool, heads: int) -> None:
-    states = make(2 * heads, 9, 8).view(2, heads, 9, 8).to(dtype)
+def test_matrix_entropy(kind: str, dtype: torch.dtype, group: int, normalize_trace: bool, heads: int) -> None:
+    states = tokens_of(kind, 2 * heads, 9, 8).view(2, heads, 9, 8).to(dtype)
     fast = matrix_entropy(states, group=group, normalize_trace=normalize_trace)
     slow = torch.stack([reference.matrix_entropy(one, group=group, normalize_trace=normalize_trace) for one in states])
     torch.testing.assert_close(fast, slow, rtol=1e-7, atol=1e-7)
@@ -119,7 +90,7 @@ def test_entropy_without_eigenvalues(heads: int, scale: float) -> None:
 @pytest.mark.parametrize("tokens", [1, 2, 63])
 @pytest.mark.parametrize("quantile", [0.0, 0.5, 0.995, 1.0])
 def test_text_relevance(dtype: torch.dtype, tokens: int, quantile: float) -> None:
-    visual, words = plain(3, tokens, 16).to(dtype), plain(3, 5, 16).to(dtype)
+    visual, words = torch.randn(3, tokens, 16).to(dtype), torch.randn(3, 5, 16).to(dtype)
     lengths = [5, 2, 0]
     mask = torch.arange(5) < torch.tensor(lengths)[:, None]
     fast = text_relevance(visual, words, mask, gate_quantile=quantile)
@@ -129,7 +100,7 @@ def test_text_relevance(dtype: torch.dtype, tokens: int, quantile: float) -> Non
 
 
 def test_padding_words_never_matter() -> None:
-    visual, words = plain(2, 63, 16), plain(2, 9, 16)
+    visual, words = torch.randn(2, 63, 16), torch.randn(2, 9, 16)
     mask = torch.arange(9) < torch.tensor([[4], [0]])
     garbage = torch.where(mask[..., None], words, torch.tensor(float("nan")))
     torch.testing.assert_close(
@@ -155,8 +126,8 @@ def test_min_max_of_constants_is_zero() -> None:
 @pytest.mark.parametrize(
     ("height", "width", "kernel"), [(1, 1, 1), (7, 9, 1), (7, 9, 2), (7, 9, 4), (7, 9, 7), (6, 6, 3)]
 )
-def test_block_pool(make: Maker, dtype: torch.dtype, height: int, width: int, kernel: int) -> None:
-    states = make(3, height * width, 4).to(dtype)
+def test_block_pool(kind: str, dtype: torch.dtype, height: int, width: int, kernel: int) -> None:
+    states = tokens_of(kind, 3, height * width, 4).to(dtype)
     pooled, centres = block_pool(states, height, width, kernel)
     assert pooled.dtype == dtype
     slow = torch.stack([reference.block_pool(picture, height, width, kernel) for picture in states])
@@ -166,10 +137,10 @@ def test_block_pool(make: Maker, dtype: torch.dtype, height: int, width: int, ke
 
 @inputs
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 9), (9, 1), (7, 9), (3, 21), (6, 6)])
-def test_cell_pool(make: Maker, dtype: torch.dtype, height: int, width: int) -> None:
+def test_cell_pool(kind: str, dtype: torch.dtype, height: int, width: int) -> None:
     tokens = height * width
     for count in sorted({1, min(2, tokens), (tokens + 1) // 2, max(1, tokens - 1), tokens}):
-        states = make(2, tokens, 4).to(dtype)
+        states = tokens_of(kind, 2, tokens, 4).to(dtype)
         pooled, centres = cell_pool(states, height, width, count)
         for picture in range(2):
             slow, where = reference.cell_pool(states[picture], height, width, count)

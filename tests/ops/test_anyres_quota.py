@@ -20,7 +20,6 @@ from vtprune.ops.anyres_quota import (
     weighted_shares,
     within_quota,
 )
-from vtprune.ops.rectangles import crop_ends, view_rectangles
 from vtprune.ops.reference import anyres_quota as reference
 
 few = settings(max_examples=40)
@@ -190,17 +189,17 @@ def test_autocast_does_not_lower_the_precision() -> None:
 
 
 def test_rectangles_of_views() -> None:
-    assert view_rectangles(ANYRES) == ((4, 4), (3, 4), (3, 4), (3, 4), (3, 4))
-    assert crop_ends(ANYRES) == ((3, 6), (4, 8))
-    assert view_rectangles(grid_layout(3, 7)) == ((3, 7),)
+    assert ANYRES.view_rectangles == ((4, 4), (3, 4), (3, 4), (3, 4), (3, 4))
+    assert ANYRES.crop_ends == ((3, 6), (4, 8))
+    assert grid_layout(3, 7).view_rectangles == ((3, 7),)
     # Of the upper crops only the last row, of the right ones only the first column.
     patches = (*range(4), 6, 7, 10, 12, 13, 16, 14, 15, 18)
     uneven = ImageLayout((Segment(2, 2), Segment(3, 3)), patches, 5, 4, crops=(2, 2))
-    assert view_rectangles(uneven) == ((2, 2), (1, 2), (1, 1), (2, 2), (2, 1))
-    assert crop_ends(uneven) == ((1, 3), (2, 3))
+    assert uneven.view_rectangles == ((2, 2), (1, 2), (1, 1), (2, 2), (2, 1))
+    assert uneven.crop_ends == ((1, 3), (2, 3))
     empty = ImageLayout((Segment(2, 2), Segment(1, 2)), (0, 1, 2, 3, 4, 5), 3, 4, crops=(1, 2))
-    assert view_rectangles(empty) == ((2, 2), (1, 2), (0, 0))
-    assert crop_ends(empty) == ((1,), (2, 2))
+    assert empty.view_rectangles == ((2, 2), (1, 2), (0, 0))
+    assert empty.crop_ends == ((1,), (2, 2))
 
 
 @pytest.mark.parametrize(
@@ -209,7 +208,7 @@ def test_rectangles_of_views() -> None:
         (lambda: weighted_shares(torch.ones(1, 2), 9, [4, 4]), "from 0 to 8 .*got 9"),
         (lambda: weighted_shares(torch.ones(1, 3), 1, [4, 4]), "3 weights for 2 parts"),
         (lambda: view_rectangles(ImageLayout((Segment(1, 3),), (0, 1, 3), 2, 4)), "3 tokens of view 0 form no rect"),
-        (lambda: crop_ends(grid_layout(2, 2)), "1 views are no thumbnail with 0 x 0 crops"),
+        (lambda: grid_layout(2, 2).crop_ends, "1 views are no thumbnail with 0 x 0 crops"),
         (
             lambda: crop_ends(ImageLayout((Segment(2, 4),), tuple(range(8)), 2, 4, (2, 1))),
             "2 views are no thumbnail with 2 x 1",

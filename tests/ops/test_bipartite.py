@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from awkward import inputs, tokens_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,38 +17,6 @@ from vtprune.ops.reference import bipartite as reference
 few = settings(max_examples=60)
 
 
-def plain(batch: int, tokens: int, dim: int) -> torch.Tensor:
-    return torch.randn(batch, tokens, dim)
-
-
-def signs(batch: int, tokens: int, dim: int) -> torch.Tensor:
-    """Vectors of +1 and -1: all their cosines are exact, so that ties are plentiful and true."""
-    return torch.randint(0, 2, (batch, tokens, dim)).float() * 2 - 1
-
-
-def with_zeros(batch: int, tokens: int, dim: int) -> torch.Tensor:
-    return signs(batch, tokens, dim).masked_fill(torch.rand(batch, tokens, 1) < 0.3, 0)
-
-
-def constant(batch: int, tokens: int, dim: int) -> torch.Tensor:
-    return torch.ones(batch, tokens, dim)
-
-
-def strided(batch: int, tokens: int, dim: int) -> torch.Tensor:
-    """A view whose memory runs in another order, with foreign values in between."""
-    return torch.randn(dim, tokens, 2 * batch)[:, :, ::2].permute(2, 1, 0)
-
-
-Maker = Callable[[int, int, int], torch.Tensor]
-INPUTS: list[tuple[Maker, torch.dtype]] = [
-    *((make, torch.float32) for make in (plain, signs, with_zeros, constant, strided)),
-    *((make, dtype) for make in (plain, with_zeros) for dtype in (torch.bfloat16, torch.float16)),
-]
-inputs = pytest.mark.parametrize(
-    ("make", "dtype"), INPUTS, ids=[f"{make.__name__}-{str(dtype).removeprefix('torch.')}" for make, dtype in INPUTS]
-)
-
-
 def assert_same(fast: Matching, picture: int, slow: tuple[list[int], list[int]]) -> None:
     assert (fast.kept[picture].tolist(), fast.source[picture].tolist()) == slow
 
@@ -55,8 +24,8 @@ def assert_same(fast: Matching, picture: int, slow: tuple[list[int], list[int]])
 @inputs
 @pytest.mark.parametrize("protected", [0, 1, 2])
 @pytest.mark.parametrize(("tokens", "merges"), [(1, 1), (2, 1), (3, 1), (36, 0), (36, 7), (37, 18), (37, 99)])
-def test_match(make: Maker, dtype: torch.dtype, tokens: int, merges: int, protected: int) -> None:
-    metric = make(3, tokens, 16).to(dtype)
+def test_match(kind: str, dtype: torch.dtype, tokens: int, merges: int, protected: int) -> None:
+    metric = tokens_of(kind, 3, tokens, 16).to(dtype)
     fast = bipartite_match(metric, merges, protected=protected)
     for picture in range(3):
         assert_same(fast, picture, reference.bipartite_match(metric[picture], merges, protected=protected))
@@ -64,16 +33,16 @@ def test_match(make: Maker, dtype: torch.dtype, tokens: int, merges: int, protec
 
 @inputs
 @pytest.mark.parametrize(("tokens", "k"), [(1, 1), (2, 1), (2, 2), (36, 4), (37, 4), (37, 37), (37, 20)])
-def test_every_kth(make: Maker, dtype: torch.dtype, tokens: int, k: int) -> None:
-    metric = make(2, tokens, 16).to(dtype)
+def test_every_kth(kind: str, dtype: torch.dtype, tokens: int, k: int) -> None:
+    metric = tokens_of(kind, 2, tokens, 16).to(dtype)
     fast = every_kth_match(metric, k)
     for picture in range(2):
         assert_same(fast, picture, reference.every_kth_match(metric[picture], k))
 
 
 @inputs
-def test_merging_two_rounds(make: Maker, dtype: torch.dtype) -> None:
-    states = make(3, 37, 16).to(dtype)
+def test_merging_two_rounds(kind: str, dtype: torch.dtype) -> None:
+    states = tokens_of(kind, 3, 37, 16).to(dtype)
     first = bipartite_match(states, 15)
     once, sizes = merge_matched(first, states)
     second = bipartite_match(once, 9)
@@ -94,7 +63,7 @@ def pictures(draw: st.DrawFn) -> torch.Tensor:
     batch, tokens = draw(st.integers(1, 4)), draw(st.integers(1, 700))
     make = draw(st.sampled_from([plain, signs, with_zeros, constant, strided]))
     dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
-    return make(batch, tokens, 4).to(dtype)
+    return tokens_of(kind, batch, tokens, 4).to(dtype)
 
 
 @few
@@ -130,7 +99,7 @@ def test_merging_keeps_the_total(states: torch.Tensor, data: st.DataObject) -> N
 
 
 def test_batch_mates_do_not_matter() -> None:
-    metric = plain(4, 63, 8)
+    metric = torch.randn(4, 63, 8)
     together = bipartite_match(metric, 20)
     merged, sizes = merge_matched(together, metric)
     for picture in range(4):
@@ -142,16 +111,16 @@ def test_batch_mates_do_not_matter() -> None:
 
 
 def test_a_broken_token_does_not_spread() -> None:
-    states = plain(2, 20, 4)
+    states = torch.randn(2, 20, 4)
     states[1, 3] = torch.inf
-    matching = bipartite_match(plain(2, 20, 4), 8)
+    matching = bipartite_match(torch.randn(2, 20, 4), 8)
     merged, _ = merge_matched(matching, states)
     broken = (~merged.isfinite().all(-1)).nonzero().tolist()
     assert broken == [[1, int(matching.source[1, 3])]]
 
 
 def test_gradients_are_shares() -> None:
-    states = plain(1, 4, 2).requires_grad_()
+    states = torch.randn(1, 4, 2).requires_grad_()
     matching = Matching(torch.tensor([[1, 3]]), torch.tensor([[0, 0, 0, 1]]))
     merged, _ = merge_matched(matching, states, torch.tensor([[1.0, 2.0, 1.0, 5.0]]))
     merged.sum().backward()
@@ -160,7 +129,7 @@ def test_gradients_are_shares() -> None:
 
 
 def test_autocast_does_not_lower_the_precision() -> None:
-    states = plain(2, 63, 32) + 3.0  # cosines so close to each other that half precision swaps them
+    states = torch.randn(2, 63, 32) + 3.0  # cosines so close to each other that half precision swaps them
 
     def everything() -> list[torch.Tensor]:
         matching = bipartite_match(states, 30)

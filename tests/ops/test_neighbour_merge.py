@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from awkward import inputs, tokens_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,45 +16,13 @@ from vtprune.ops.reference import neighbour_merge as reference
 few = settings(max_examples=40)
 
 
-def plain(batch: int, tokens: int, dim: int) -> torch.Tensor:
-    return torch.randn(batch, tokens, dim)
-
-
-def signs(batch: int, tokens: int, dim: int) -> torch.Tensor:
-    """Vectors of +1 and -1: all their cosines are exact, so that ties are plentiful and true."""
-    return torch.randint(0, 2, (batch, tokens, dim)).float() * 2 - 1
-
-
-def with_zeros(batch: int, tokens: int, dim: int) -> torch.Tensor:
-    return signs(batch, tokens, dim).masked_fill(torch.rand(batch, tokens, 1) < 0.3, 0)
-
-
-def constant(batch: int, tokens: int, dim: int) -> torch.Tensor:
-    return torch.ones(batch, tokens, dim)
-
-
-def strided(batch: int, tokens: int, dim: int) -> torch.Tensor:
-    """A view whose memory runs in another order, with foreign values in between."""
-    return torch.randn(dim, tokens, 2 * batch)[:, :, ::2].permute(2, 1, 0)
-
-
-Maker = Callable[[int, int, int], torch.Tensor]
-INPUTS: list[tuple[Maker, torch.dtype]] = [
-    *((make, torch.float32) for make in (plain, signs, with_zeros, constant, strided)),
-    *((make, dtype) for make in (plain, with_zeros) for dtype in (torch.bfloat16, torch.float16)),
-]
-inputs = pytest.mark.parametrize(
-    ("make", "dtype"), INPUTS, ids=[f"{make.__name__}-{str(dtype).removeprefix('torch.')}" for make, dtype in INPUTS]
-)
-
-
 @inputs
 @pytest.mark.parametrize("average", [False, True])
 @pytest.mark.parametrize(
     ("tokens", "centres", "neighbours"), [(1, 1, 32), (2, 1, 1), (37, 9, 0), (37, 9, 5), (24, 24, 20), (20, 3, 32)]
 )
-def test_merge(make: Maker, dtype: torch.dtype, tokens: int, centres: int, neighbours: int, average: bool) -> None:
-    features, keys = plain(2, tokens, 5).to(dtype), make(2, tokens, 16).to(dtype)
+def test_merge(kind: str, dtype: torch.dtype, tokens: int, centres: int, neighbours: int, average: bool) -> None:
+    features, keys = torch.randn(2, tokens, 5).to(dtype), tokens_of(kind, 2, tokens, 16).to(dtype)
     weights = torch.rand(2, tokens).softmax(-1).to(dtype)
     chosen = torch.stack([torch.randperm(tokens)[:centres] for _ in range(2)])
     fast = neighbour_merge(features, keys, weights, chosen, neighbours, average=average)
@@ -65,8 +34,8 @@ def test_merge(make: Maker, dtype: torch.dtype, tokens: int, centres: int, neigh
 
 @inputs
 @pytest.mark.parametrize(("tokens", "count"), [(1, 0), (2, 1), (37, 36), (37, 8)])
-def test_nearest(make: Maker, dtype: torch.dtype, tokens: int, count: int) -> None:
-    keys = make(2, tokens, 16).to(dtype)
+def test_nearest(kind: str, dtype: torch.dtype, tokens: int, count: int) -> None:
+    keys = tokens_of(kind, 2, tokens, 16).to(dtype)
     near = nearest_others(keys, torch.arange(tokens).expand(2, -1), count)
     for picture in range(2):
         slow = [reference.nearest_others(keys[picture], centre, count) for centre in range(tokens)]
@@ -76,7 +45,7 @@ def test_nearest(make: Maker, dtype: torch.dtype, tokens: int, count: int) -> No
 @pytest.mark.parametrize("average", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_rest(dtype: torch.dtype, average: bool) -> None:
-    features, weights = plain(3, 37, 5).to(dtype), torch.rand(3, 37).to(dtype)
+    features, weights = torch.randn(3, 37, 5).to(dtype), torch.rand(3, 37).to(dtype)
     rest = torch.rand(3, 37) < 0.5
     rest[1] = False
     fast = weighted_rest(features, weights, rest, average=average)
@@ -94,7 +63,7 @@ def pictures(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
     make = draw(st.sampled_from([plain, signs, with_zeros, constant, strided]))
     dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
     centres = torch.randint(0, tokens, (batch, draw(st.integers(1, 30))))
-    return make(batch, tokens, 4).to(dtype), centres
+    return tokens_of(kind, batch, tokens, 4).to(dtype), centres
 
 
 @few
@@ -121,7 +90,7 @@ def test_means_of_constants_are_constants(picture: tuple[torch.Tensor, torch.Ten
 
 
 def test_without_weights_sums_are_the_centres() -> None:
-    features, none, centres = plain(2, 9, 3), torch.zeros(2, 9), torch.tensor([[4, 1], [8, 8]])
+    features, none, centres = torch.randn(2, 9, 3), torch.zeros(2, 9), torch.tensor([[4, 1], [8, 8]])
     added = neighbour_merge(features, features, none, centres, 4)
     assert torch.equal(added, torch.stack([features[0, [4, 1]], features[1, [8, 8]]]))
     assert not neighbour_merge(features, features, none, centres, 4, average=True).any()
@@ -129,7 +98,7 @@ def test_without_weights_sums_are_the_centres() -> None:
 
 
 def test_autocast_does_not_lower_the_precision() -> None:
-    features, weights = plain(2, 63, 32) + 3.0, torch.rand(2, 63)
+    features, weights = torch.randn(2, 63, 32) + 3.0, torch.rand(2, 63)
     centres, rest = torch.arange(20).expand(2, -1), torch.rand(2, 63) < 0.5
 
     def everything() -> list[torch.Tensor]:

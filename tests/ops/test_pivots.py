@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from awkward import inputs, tokens_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,39 +16,10 @@ from vtprune.ops.reference import pivots as reference
 few = settings(max_examples=40)
 
 
-def plain(batch: int, tokens: int, dim: int) -> torch.Tensor:
-    return torch.randn(batch, tokens, dim)
-
-
-def signs(batch: int, tokens: int, dim: int) -> torch.Tensor:
-    """Vectors of +1 and -1: all their cosines are exact, so that ties are plentiful and true."""
-    return torch.randint(0, 2, (batch, tokens, dim)).float() * 2 - 1
-
-
-def with_zeros(batch: int, tokens: int, dim: int) -> torch.Tensor:
-    return signs(batch, tokens, dim).masked_fill(torch.rand(batch, tokens, 1) < 0.3, 0)
-
-
-def constant(batch: int, tokens: int, dim: int) -> torch.Tensor:
-    return torch.ones(batch, tokens, dim)
-
-
-def strided(batch: int, tokens: int, dim: int) -> torch.Tensor:
-    return torch.randn(dim, tokens, 2 * batch)[:, :, ::2].permute(2, 1, 0)
-
-
-Maker = Callable[[int, int, int], torch.Tensor]
-INPUTS: list[tuple[Maker, torch.dtype]] = [
-    *((make, torch.float32) for make in (plain, signs, with_zeros, constant, strided)),
-    *((make, dtype) for make in (plain, with_zeros) for dtype in (torch.bfloat16, torch.float16)),
-]
-inputs = pytest.mark.parametrize(("make", "dtype"), INPUTS)
-
-
 @inputs
 @pytest.mark.parametrize(("tokens", "count"), [(1, 0), (2, 1), (63, 0), (63, 1), (63, 7), (63, 29), (63, 61)])
-def test_picks_agree_with_the_loop(make: Maker, dtype: torch.dtype, tokens: int, count: int) -> None:
-    visual, pivots = make(3, tokens, 16).to(dtype), make(3, 5, 16).to(dtype)
+def test_picks_agree_with_the_loop(kind: str, dtype: torch.dtype, tokens: int, count: int) -> None:
+    visual, pivots = tokens_of(kind, 3, tokens, 16).to(dtype), tokens_of(kind, 3, 5, 16).to(dtype)
     live = torch.tensor([[True] * 5, [False, True, False, True, True], [True, False, False, False, False]])
     gone = [{0} if tokens == 2 else set(), {1} if tokens == 2 else {5} & {*range(tokens)}, {*range(tokens - count)}]
     taken = torch.tensor([[token in its for token in range(tokens)] for its in gone])
@@ -67,7 +39,7 @@ def test_order_of_pivots_matters() -> None:
 
 
 def test_autocast_changes_nothing() -> None:
-    tokens, live, taken = plain(2, 900, 64), torch.ones(2, 8, dtype=torch.bool), torch.zeros(2, 900, dtype=torch.bool)
+    tokens, live, taken = torch.randn(2, 900, 64), torch.ones(2, 8, dtype=torch.bool), torch.zeros(2, 900, dtype=torch.bool)
     before = unlike_pivots(tokens, tokens[:, :8], 400, live=live, taken=taken)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(unlike_pivots(tokens, tokens[:, :8], 400, live=live, taken=taken), before)
@@ -76,7 +48,7 @@ def test_autocast_changes_nothing() -> None:
 def test_more_than_there_are_is_refused() -> None:
     live, taken = torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 5, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"from 0 to 5 .*, got 6"):
-        unlike_pivots(plain(1, 5, 3), plain(1, 1, 3), 6, live=live, taken=taken)
+        unlike_pivots(torch.randn(1, 5, 3), torch.randn(1, 1, 3), 6, live=live, taken=taken)
 
 
 @few
@@ -90,7 +62,7 @@ def test_exactly_the_asked_number_is_picked(
     live = torch.rand(batch, pivots) < 0.5
     live[:, data.draw(st.integers(0, pivots - 1))] = True
     taken = torch.rand(batch, tokens).argsort(dim=1) >= free
-    visual, its = make(batch, tokens, 4).to(dtype), make(batch, pivots, 4).to(dtype)
+    visual, its = tokens_of(kind, batch, tokens, 4).to(dtype), tokens_of(kind, batch, pivots, 4).to(dtype)
     picked = unlike_pivots(visual, its, count, live=live, taken=taken)
     assert picked.sum(dim=1).tolist() == [count] * batch
     assert not bool((picked & taken).any())

@@ -12,7 +12,7 @@ from fakes import ANYRES, SQUARE, FakeContext, random_context
 from vtprune.layout import ImageLayout, grid_layout
 from vtprune.ops.dpp import dpp_map
 from vtprune.ops.outliers import iqr_outlier_count, lof_outlier_count
-from vtprune.ops.reference.recycle import recycle
+from vtprune.ops.reference.neighbour_merge import neighbour_merge, weighted_rest
 from vtprune.ops.reference.seeds import cosine
 from vtprune.ops.share import largest_remainder
 from vtprune.ops.topk import stable_topk
@@ -221,7 +221,7 @@ def test_cdpruner_picks_in_each_view_as_if_alone() -> None:
 def test_trim_keeps_the_highest_scores_and_the_mean(pruner: Trim, sign: int, cosine: bool) -> None:
     context = context_for(pruner, SQUARE)
     context.tensors["encoder_features"] *= torch.rand(3, 36, 1) * 4
-    patches, question = clip_states(context), context.clip_text[:, :1]
+    patches, question = clip_states(context), context.clip_text_truncated.unsqueeze(1)
     if cosine:
         patches, question = (torch.nn.functional.normalize(one, dim=-1) for one in (patches, question))
     order = (sign * (patches * question).sum(-1)).argsort(dim=1, descending=True)
@@ -259,14 +259,13 @@ def test_trim_of_one_token_is_the_mean_of_all() -> None:
 def test_trim_ranks_what_the_softmax_rounds_away() -> None:
     context = context_for(Trim(), SQUARE)
     expected = Trim().reduce(context, 30).kept
-    context.tensors["clip_text"] *= 2**12
-    context.tensors["clip_text"][:, 1:] = torch.randn(3, 1, 10)  # later pieces are cut off
+    context.tensors["clip_text_truncated"] *= 2**12
     assert torch.equal(Trim().reduce(context, 30).kept, expected)
 
 
 def test_trim_s_own_count_is_that_of_the_quartiles() -> None:
     context = context_for(Trim(), ANYRES)
-    scores = -(clip_states(context) * context.clip_text[:, :1]).sum(-1)
+    scores = -(clip_states(context) * context.clip_text_truncated.unsqueeze(1)).sum(-1)
     counts = torch.stack([iqr_outlier_count(scores[:, view].softmax(1)) for view in context.view_tokens], dim=1)
     reduction = Trim().reduce_adaptive(context)
     assert reduction.valid is not None
@@ -316,15 +315,16 @@ def expected_outcome(context: FakeContext, image: int, counts: Counts, parity: b
     second = [token for token in text.argsort(descending=True).tolist() if token not in first][: counts.text]
     kept = sorted([*first, *second])
     rest = [token for token in range(context.tokens) if token not in kept]
-    made, places = recycle(
-        context.encoder_features[image, rest],
-        keys[: len(rest)] if parity else keys[rest],
-        attention[rest],
-        50 * text[rest],
-        counts.centres,
-        cluster=5,
-        summary=bool(counts.summary),
-    )
+    features, weights = context.encoder_features[image, rest], attention[rest]
+    places = weights.argsort(descending=True)[: counts.centres].tolist()
+    made = []
+    if places:
+        alike = keys[: len(rest)] if parity else keys[rest]
+        made += neighbour_merge(features, alike, weights, places, 5, bonus=50 * text[rest])
+    if counts.summary:
+        left = [place for place in range(len(rest)) if place not in places]
+        made.append(weighted_rest(features, weights, left))
+        places.append(left[-1])
     rows = [*context.hidden[image, kept], *(context.project(row.float()) for row in made)]
     return [*kept, *(rest[place] for place in places)], torch.stack(rows)
 

@@ -10,7 +10,6 @@ from fakes import ANYRES, SQUARE, FakeContext, random_context
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vtprune.layout import ImageLayout, Segment
-from vtprune.ops.rectangles import view_rectangles
 from vtprune.ops.residual import drop_redundant
 from vtprune.pruner import Depths, Pruner
 from vtprune.pruners.fastervlm import FasterVLM
@@ -302,12 +301,12 @@ def test_hired_without_marks_shares_evenly_or_gives_nothing_as_published() -> No
 
 
 def test_hired_knows_where_a_padded_crop_lies_in_the_picture() -> None:
-    assert view_rectangles(STRIP) == ((4, 4), (4, 1), (4, 4), (4, 1))
+    assert STRIP.view_rectangles == ((4, 4), (4, 1), (4, 4), (4, 1))
     # Of six columns the middle crop has four, which are the two inner ones of the thumbnail.
     context = hired_context(STRIP, [row * 4 + column for row in range(4) for column in (1, 2)])
     kept = HiRED().reduce(context, 12).kept
     assert [[len(view) for view in by_view(STRIP, row)] for row in kept.tolist()] == [[6, 0, 6, 0]] * 3
-    assert view_rectangles(TOWER) == ((4, 4), (1, 4), (4, 4), (1, 4))
+    assert TOWER.view_rectangles == ((4, 4), (1, 4), (4, 4), (1, 4))
     context = hired_context(TOWER, list(range(4, 12)))
     kept = HiRED().reduce(context, 12).kept
     assert [[len(view) for view in by_view(TOWER, row)] for row in kept.tolist()] == [[6, 0, 6, 0]] * 3

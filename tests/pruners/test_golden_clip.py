@@ -60,8 +60,7 @@ def test_trim() -> None:
             {
                 "hidden": features,
                 "encoder_features": features,
-                "clip_text": one(case["text_embed"]),
-                "clip_text_mask": torch.ones(1, 1, dtype=torch.bool),
+                "clip_text_truncated": torch.as_tensor(case["text_embed"]),
                 "clip_projection": one(case["proj_W"].T),
             },
         )

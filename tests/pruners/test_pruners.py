@@ -32,7 +32,14 @@ LAYOUTS = [
     if name != "m3" or kind == "square"
 ]
 ABOUT_THE_PROMPT = (
-    *("text", "clip_text", "clip_text_last", "last_token_attention", "unrotated_last_token_attention"),
+    *(
+        "text",
+        "clip_text",
+        "clip_text_truncated",
+        "clip_text_last",
+        "last_token_attention",
+        "unrotated_last_token_attention",
+    ),
     *("next_last_token_attention", "attention_map", "sequence_hidden", "sequence_queries", "sequence_keys"),
 )
 everywhere = pytest.mark.parametrize(("name", "layout"), LAYOUTS)

@@ -143,6 +143,11 @@ class StageContext(Context):
         return self._here(self._question.mask)[self._rows]
 
     @cached_property
+    def clip_text_truncated(self) -> torch.Tensor:
+        """See `Context.clip_text_truncated`."""
+        return self._here(self._question.truncated)[self._rows]
+
+    @cached_property
     def clip_text_last(self) -> torch.Tensor:
         """See `Context.clip_text_last`."""
         return self._here(self._question.last)[self._rows]

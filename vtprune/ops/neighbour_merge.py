@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import normalize
 
 from vtprune.ops.checks import check_keep
+from vtprune.ops.gather import take
+from vtprune.ops.rounded_cosine import rounded_cosine
+from vtprune.ops.topk import stable_topk
 
 
 @torch.no_grad()
-def nearest_others(keys: torch.Tensor, centres: torch.Tensor, count: int) -> torch.Tensor:
+def nearest_others(
+    keys: torch.Tensor, centres: torch.Tensor, count: int, *, bonus: torch.Tensor | None = None
+) -> torch.Tensor:
     """The `count` tokens with the highest cosine to each centre, other than itself, nearest first.
 
-    In float64; a zero vector has cosine 0 with everything.
+    By `rounded_cosine`; a zero vector has cosine 0 with everything, and among equals the lower index comes first.
 
     Args:
         keys: `(batch, tokens, dim)`.
         centres: `(batch, centres)`, repeated or not.
-        count: 0 to `tokens - 1`.
+        count: 0 to `tokens - 1`; 0 where there are no tokens.
+        bonus: What is added to the cosine with each token, `(batch, tokens)`.
 
     Returns:
         `(batch, centres, count)` int64.
@@ -29,11 +34,11 @@ def nearest_others(keys: torch.Tensor, centres: torch.Tensor, count: int) -> tor
         >>> nearest_others(torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.5, 0.5], [1.0, 0.1]]]), torch.tensor([[0]]), 2)
         tensor([[[3, 2]]])
     """
-    check_keep(count, keys.shape[1] - 1, lowest=0)
-    unit = normalize(keys.double(), dim=-1)
-    cosine = unit.gather(1, centres.unsqueeze(-1).expand(-1, -1, keys.shape[-1])) @ unit.mT
-    cosine = cosine.scatter(2, centres.unsqueeze(-1), -torch.inf)
-    return cosine.sort(dim=2, descending=True, stable=True).indices[:, :, :count]
+    check_keep(count, max(keys.shape[1] - 1, 0), lowest=0)
+    likeness = rounded_cosine(take(keys, centres), keys)
+    if bonus is not None:
+        likeness = likeness + bonus.double().unsqueeze(1)
+    return stable_topk(likeness.scatter(2, centres.unsqueeze(-1), -torch.inf), count)
 
 
 def neighbour_merge(
@@ -44,6 +49,7 @@ def neighbour_merge(
     neighbours: int = 32,
     *,
     average: bool = False,
+    bonus: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Adds to each centre the weighted sum of the tokens whose keys are most similar to its own.
 
@@ -58,6 +64,8 @@ def neighbour_merge(
         centres: `(batch, centres)`, repeated or not.
         neighbours: Tokens merged into each centre, 0 or more; all others where there are fewer.
         average: The weighted mean over centre and neighbours instead, as the paper's text has it.
+        bonus: What is added to the similarity to each token, `(batch, tokens)`; Recoverable Compression's (arXiv
+            2409.01179) weighted closeness to the text.
 
     Returns:
         `(batch, centres, dim)` in the dtype of `features`.
@@ -73,7 +81,7 @@ def neighbour_merge(
     if neighbours < 0:
         raise ValueError(f"neighbours must be at least 0, got {neighbours}")
     tokens = features.shape[1]
-    near = nearest_others(keys, centres, min(neighbours, tokens - 1))
+    near = nearest_others(keys, centres, min(neighbours, max(tokens - 1, 0)), bonus=bonus)
     # float64 also keeps autocast from carrying out the products in half precision.
     weights = weights.double()
     share = weights.new_zeros(*centres.shape, tokens)

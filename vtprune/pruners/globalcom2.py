@@ -11,7 +11,6 @@ from vtprune.context import Context
 from vtprune.ops.anyres_quota import crop_weights, holistic_scores, resized_scores, weighted_shares, within_quota
 from vtprune.ops.checks import check_positive
 from vtprune.ops.gather import split_by
-from vtprune.ops.rectangles import crop_ends, view_rectangles
 from vtprune.ops.share import largest_remainder
 from vtprune.ops.topk import stable_topk
 from vtprune.pruner import Pruner, Reduction, Signal, check_flag
@@ -105,7 +104,7 @@ class GlobalCom2(Pruner):
             context: The images, with crops.
             budget: Patches to keep.
         """
-        height, width = view_rectangles(context.layout)[0]
+        height, width = context.layout.view_rectangles[0]
         sizes = [len(view) for view in context.view_tokens]
         overview, rest = largest_remainder([sizes[0], sum(sizes[1:])], budget)
         weights = crop_weights(scores, height, width, context.layout.crops, self.temperature)
@@ -127,8 +126,8 @@ class GlobalCom2(Pruner):
 
     def _seen(self, context: Context, scores: torch.Tensor) -> list[torch.Tensor]:
         """For each crop what the thumbnail scores where its patches are, `(batch, patches)`."""
-        rectangles = view_rectangles(context.layout)
-        row_ends, column_ends = crop_ends(context.layout)
+        rectangles = context.layout.view_rectangles
+        row_ends, column_ends = context.layout.crop_ends
         whole = resized_scores(scores, *rectangles[0], row_ends[-1], column_ends[-1])
         seen = []
         for crop, (height, width) in enumerate(rectangles[1:]):

@@ -11,7 +11,6 @@ from vtprune.context import Context
 from vtprune.ops.checks import check_integer, check_share
 from vtprune.ops.gather import as_float
 from vtprune.ops.neighbours import grid_neighbours
-from vtprune.ops.rectangles import view_rectangles
 from vtprune.ops.topk import stable_topk
 from vtprune.pruner import Depths, Pruner, Reduction, Signal, check_flag, scale_layers
 from vtprune.registry import register
@@ -85,7 +84,7 @@ class HiPrune(Pruner):
         middle, deep = (as_float(context.encoder_layer(number).received).mean(dim=1) for number in range(2))
         kept = [
             view[self._pick(middle[:, view], deep[:, view], shape, share)]
-            for view, shape, share in zip(views, view_rectangles(context.layout), shares, strict=True)
+            for view, shape, share in zip(views, context.layout.view_rectangles, shares, strict=True)
         ]
         return Reduction(torch.cat([*kept, separators], dim=1))
 

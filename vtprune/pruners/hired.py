@@ -10,7 +10,6 @@ from vtprune.context import Context
 from vtprune.ops.anyres_quota import cell_owner, sum_by_owner, weighted_shares, within_quota
 from vtprune.ops.checks import check_share
 from vtprune.ops.gather import as_float, split_by
-from vtprune.ops.rectangles import crop_ends, view_rectangles
 from vtprune.ops.share import largest_remainder
 from vtprune.ops.topk import stable_topk
 from vtprune.pruner import Pruner, Reduction, Signal, check_flag
@@ -92,14 +91,14 @@ class HiRED(Pruner):
     def _marked(self, context: Context, thumbnail: torch.Tensor) -> torch.Tensor:
         """Marked patches of the thumbnail in the part of each crop, `(batch, crops)`."""
         rows, columns = context.layout.crops
-        height, width = view_rectangles(context.layout)[0]
+        height, width = context.layout.view_rectangles[0]
         early = as_float(context.encoder_layer(0).attention).mean(dim=1)[:, thumbnail]
         marks = torch.zeros_like(early).scatter(1, stable_topk(early, int(len(thumbnail) * (1 - self.alpha))), 1)
         if self.parity:
             owner = torch.arange(len(thumbnail), device=thumbnail.device) * (rows * columns) // len(thumbnail)
         else:
             # A patch belongs to the crop that its centre falls into.
-            row_ends, column_ends = crop_ends(context.layout)
+            row_ends, column_ends = context.layout.crop_ends
             owner = cell_owner(
                 height,
                 width,

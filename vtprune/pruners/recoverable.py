@@ -12,8 +12,8 @@ from torch.nn.utils.rnn import pad_sequence
 from vtprune.context import Context
 from vtprune.ops.checks import check_integer, check_share
 from vtprune.ops.gather import split_by, take
+from vtprune.ops.neighbour_merge import neighbour_merge, weighted_rest
 from vtprune.ops.outliers import lof_outlier_count
-from vtprune.ops.recycle import recycle
 from vtprune.ops.rounded_cosine import rounded_cosine
 from vtprune.ops.topk import stable_topk
 from vtprune.pruner import Pruner, Reduction, Signal, check_flag
@@ -182,15 +182,16 @@ class Recoverable(Pruner):
     def _compress(self, signals: _Signals, view: torch.Tensor, counts: Counts) -> _Outcome:
         """Keeps and makes the given numbers of tokens of one view."""
         kept, rest = _outstanding(signals, counts.vision, counts.text)
-        made, places = recycle(
-            take(signals.features, rest),
-            signals.keys[:, : rest.shape[1]] if self.parity else take(signals.keys, rest),
-            signals.attention.gather(1, rest),
-            self.text_weight * signals.text.gather(1, rest),
-            counts.centres,
-            cluster=self.cluster,
-            summary=counts.summary,
-        )
+        attention, features = signals.attention.gather(1, rest), take(signals.features, rest)
+        keys = signals.keys[:, : rest.shape[1]] if self.parity else take(signals.keys, rest)
+        bonus = self.text_weight * signals.text.gather(1, rest)
+        places = stable_topk(attention, counts.centres)
+        made = neighbour_merge(features, keys, attention, places, self.cluster, bonus=bonus)
+        if counts.summary:
+            left = torch.ones_like(rest, dtype=torch.bool).scatter(1, places, False)
+            last = torch.where(left, torch.arange(rest.shape[1], device=rest.device), -1).amax(dim=1, keepdim=True)
+            made = torch.cat([made, weighted_rest(features, attention, left)], dim=1)
+            places = torch.cat([places, last], dim=1)
         return _Outcome(view[kept], made, view[rest.gather(1, places)])
 
     def _outliers(self, signals: _Signals) -> Counts:

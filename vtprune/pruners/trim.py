@@ -28,7 +28,7 @@ class Trim(Pruner):
     Without a budget (`reduce_adaptive`) each view keeps the outliers among its scores, by the quartiles of their
     softmax, and its mean; the code takes one count for all views of a batch.
 
-    The question is cut off after CLIP's 77 tokens. The code's rounding of the result to float16 is left out.
+    The question is cut off at CLIP's 77 tokens. The code's rounding of the result to float16 is left out.
 
     Args:
         negate: Whether the lowest products with the question are the most telling, as in the code of the published
@@ -97,7 +97,7 @@ class Trim(Pruner):
     def _scores(self, context: Context) -> torch.Tensor:
         """How telling each patch is, before the softmax, which would round low scores to equal ones."""
         patches = context.clip_project(context.encoder_features).double()
-        question = context.clip_text[:, :1].double()
+        question = context.clip_text_truncated.unsqueeze(1).double()
         if self.cosine:
             patches, question = normalize(patches, dim=-1), normalize(question, dim=-1)
         product = (patches * question).sum(dim=-1)

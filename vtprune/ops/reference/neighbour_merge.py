@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from vtprune.ops.reference.seeds import cosine
+from vtprune.ops.reference.rounded_cosine import rounded_cosine
 
 
-def nearest_others(keys: torch.Tensor, centre: int, count: int) -> list[int]:
+def nearest_others(keys: torch.Tensor, centre: int, count: int, *, bonus: torch.Tensor | None = None) -> list[int]:
     """The `count` tokens of `(tokens, dim)` most similar to one of them."""
     others = [token for token in range(len(keys)) if token != centre]
-    return sorted(others, key=lambda token: (-cosine(keys[centre], keys[token]), token))[:count]
+    likeness = {token: rounded_cosine(keys[centre], keys[token]) for token in others}
+    if bonus is not None:
+        likeness = {token: value + float(bonus[token]) for token, value in likeness.items()}
+    return sorted(others, key=lambda token: (-likeness[token], token))[:count]
 
 
 def neighbour_merge(
@@ -21,11 +24,12 @@ def neighbour_merge(
     neighbours: int = 32,
     *,
     average: bool = False,
+    bonus: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """LLaVA-PruMerge's merged tokens of `(tokens, dim)`."""
     merged = []
     for centre in centres:
-        near = nearest_others(keys, centre, neighbours)
+        near = nearest_others(keys, centre, neighbours, bonus=bonus)
         own = float(weights[centre]) if average else 1.0
         parts = [own * features[centre].double()]
         parts += [float(weights[token]) * features[token].double() for token in near]
