@@ -14,7 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from vtprune.adapters.base import find_adapter
 from vtprune.api import pruning, report, unwrap, wrap
 from vtprune.context import Context
-from vtprune.engine.run import weighed_mask
+from vtprune.engine.views import weighed_mask
 from vtprune.pruner import Pruner, Reduction
 
 Inputs = Mapping[str, torch.Tensor]

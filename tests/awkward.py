@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import pytest
 import torch
 from hypothesis import strategies as st
@@ -11,13 +13,19 @@ KINDS = ("plain", "signs", "with_zeros", "constant", "zero", "duplicates")
 
 
 def tokens_of(kind: str, batch: int, tokens: int, dim: int) -> torch.Tensor:
-    """Vectors of a kind; those of signs have exact cosines, so that ties are plentiful and true."""
+    """Vectors of a kind; those of signs have exact cosines, so that ties are plentiful and true.
+
+    Strided ones lie in memory in another order, with foreign values in between; a walk takes small steps, so that long
+    chains of tokens wait for one another.
+    """
     if kind == "plain":
         return torch.randn(batch, tokens, dim)
     if kind in ("constant", "zero"):
         return torch.full((batch, tokens, dim), float(kind == "constant"))
     if kind == "strided":
         return torch.randn(dim, tokens, 2 * batch)[:, :, ::2].permute(2, 1, 0)
+    if kind == "walk":
+        return torch.randn(batch, tokens, dim).mul(0.3).cumsum(dim=1)
     if kind == "duplicates":
         return torch.randn(batch, tokens, dim)[:, torch.randint(0, tokens, (tokens,))]
     signs = torch.randint(0, 2, (batch, tokens, dim)).float() * 2 - 1
@@ -32,6 +40,15 @@ inputs = pytest.mark.parametrize(
     ],
     ids=str,
 )
+
+
+def assert_unchanged_by_autocast(everything: Callable[[], Iterable[torch.Tensor]]) -> None:
+    expected = [*everything()]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = [*everything()]
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
 
 
 @st.composite

@@ -140,3 +140,14 @@ def test_doctests(name: str) -> None:
     module = importlib.import_module(name)
     failed, _ = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
     assert not failed, f"{failed} examples of {name} fail; their output is above"
+
+
+def test_type_checkers_know_every_method() -> None:
+    """`vtprune.FastV` is served at run time from the registry; editors read the list in `__init__.py`."""
+    import vtprune
+    from vtprune.registry import pruner_classes
+
+    text = Path(str(vtprune.__file__)).read_text(encoding="utf-8")
+    for cls in pruner_classes().values():
+        assert f"from {cls.__module__} import {cls.__name__} as {cls.__name__}\n" in text
+        assert getattr(vtprune, cls.__name__) is cls

@@ -104,16 +104,14 @@ def sweep_page(records: list[dict[str, Any]]) -> str:
 def _against_random(done: list[dict[str, Any]], budget: str) -> str:
     cells = {record["label"]: record for record in done if record["budget_meaning"] == budget}
     random = cells.pop("random")
-    worse, alike, better = [], [], []
+    groups: dict[str, list[str]] = {"loses": [], "no clear difference": [], "wins": []}
     for label, record in sorted(cells.items(), key=lambda cell: cell[1]["value"]):
         difference = record["value"] - random["value"]
         error = math.hypot(record["standard_error"], random["standard_error"])
-        group = worse if difference < -2 * error else better if difference > 2 * error else alike
-        group.append(f"`{label}` ({100 * difference:+.1f})")
-    lines = [f"**{budget}** (`random`: {_percent(random)}), difference in points:", ""]
-    for name, group in (("loses", worse), ("no clear difference", alike), ("wins", better)):
-        lines.append(f"* {name}: {', '.join(group) or 'none'}")
-    return "\n".join(lines)
+        name = "loses" if difference < -2 * error else "wins" if difference > 2 * error else "no clear difference"
+        groups[name].append(f"`{label}` ({100 * difference:+.1f})")
+    lines = [f"* {name}: {', '.join(group) or 'none'}" for name, group in groups.items()]
+    return "\n".join([f"**{budget}** (`random`: {_percent(random)}), difference in points:", "", *lines])
 
 
 def _meaning(record: dict[str, Any]) -> str:

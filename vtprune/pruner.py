@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import torch
 
+from vtprune.ops.decay import geometric_counts
+
 if TYPE_CHECKING:
     from vtprune.context import Context
     from vtprune.layout import ImageLayout
@@ -97,6 +99,8 @@ class Pruner(ABC):
     """Whether the method needs all tokens of an image, as they lie in its raster, so that nothing can come before."""
     presets: ClassVar[Mapping[int, int]] = {}
     """Budgets of published tables: nominal average -> tokens kept at the end, for 576 tokens and 32 layers."""
+    preset_layers: ClassVar[tuple[int, ...] | None] = None
+    """The only `layers` that `presets` belong to; `None` for any."""
 
     def fit(self, depths: Depths) -> Self:
         """The same method with layers that suit a model; those the user chose stay.
@@ -183,7 +187,9 @@ class Pruner(ABC):
             tokens: Tokens of the image; published tables speak of 576.
             depth: Decoder layers; published tables speak of 32.
         """
-        return self.presets.get(round(average)) if (tokens, depth, average % 1) == (576, 32, 0) else None
+        if (tokens, depth, average % 1) != (576, 32, 0) or self.preset_layers not in (None, self.layers):
+            return None
+        return self.presets.get(round(average))
 
     @classmethod
     def with_presets(cls) -> Self:
@@ -193,6 +199,45 @@ class Pruner(ABC):
     def config(self) -> dict[str, Any]:
         """The hyper-parameters as plain data, for logs and result files."""
         return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class StagedPruner(Pruner):
+    """Base class of methods whose paper names several decoder layers of one model.
+
+    A subclass fills `paper_stages`, and `paper_depth` where that model has other than 32 layers.
+
+    Args:
+        stages: Decoder layers before which tokens are removed, ascending, 1 or more. `None` takes the paper's, scaled
+            to the model.
+
+    Raises:
+        TypeError: `stages` is no tuple of integers.
+        ValueError: A layer below 1, or stages that do not ascend.
+    """
+
+    stages: tuple[int, ...] | None = None
+
+    paper_stages: ClassVar[tuple[int, ...]]
+    paper_depth: ClassVar[int] = 32
+
+    def __post_init__(self) -> None:
+        check_stages(self.stages, lowest=1, owner=self.name)
+
+    def fit(self, depths: Depths) -> Self:
+        """Moves the paper's stages to the same relative depth."""
+        if self.stages is not None:
+            return self
+        return dataclasses.replace(self, stages=scale_layers(self.paper_stages, depths.decoder, self.paper_depth))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The stages, or the paper's until the method is fitted."""
+        return self.paper_stages if self.stages is None else self.stages
+
+    def schedule(self, tokens: int, keep: int) -> tuple[int, ...]:
+        """One share for all stages, each count rounded down."""
+        return geometric_counts(tokens, keep, len(self.layers))
 
 
 def check_layer(layer: int, *, lowest: int = 0, owner: str) -> None:

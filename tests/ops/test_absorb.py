@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from awkward import inputs, pictures, tokens_of
+from awkward import assert_unchanged_by_autocast, inputs, pictures, tokens_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -58,8 +58,4 @@ def test_gradients_reach_every_token() -> None:
 
 def test_autocast_does_not_lower_the_precision() -> None:
     features, (kept, dropped) = torch.randn(2, 63, 16), parts(2, 63, 20)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        merged, assigned = absorb(features, kept, dropped)
-    expected, went = absorb(features, kept, dropped)
-    assert torch.equal(merged, expected)
-    assert torch.equal(assigned, went)
+    assert_unchanged_by_autocast(lambda: absorb(features, kept, dropped))

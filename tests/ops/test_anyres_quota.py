@@ -6,11 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from fakes import ANYRES
+from awkward import assert_unchanged_by_autocast
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vtprune.layout import ImageLayout, Segment, grid_layout
 from vtprune.ops.anyres_quota import (
     cell_owner,
     crop_weights,
@@ -181,25 +180,7 @@ def test_autocast_does_not_lower_the_precision() -> None:
             holistic_scores(scores, scores.flip(1)),
         ]
 
-    expected = everything()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = everything()
-    for one, other in zip(found, expected, strict=True):
-        assert torch.equal(one, other)
-
-
-def test_rectangles_of_views() -> None:
-    assert ANYRES.view_rectangles == ((4, 4), (3, 4), (3, 4), (3, 4), (3, 4))
-    assert ANYRES.crop_ends == ((3, 6), (4, 8))
-    assert grid_layout(3, 7).view_rectangles == ((3, 7),)
-    # Of the upper crops only the last row, of the right ones only the first column.
-    patches = (*range(4), 6, 7, 10, 12, 13, 16, 14, 15, 18)
-    uneven = ImageLayout((Segment(2, 2), Segment(3, 3)), patches, 5, 4, crops=(2, 2))
-    assert uneven.view_rectangles == ((2, 2), (1, 2), (1, 1), (2, 2), (2, 1))
-    assert uneven.crop_ends == ((1, 3), (2, 3))
-    empty = ImageLayout((Segment(2, 2), Segment(1, 2)), (0, 1, 2, 3, 4, 5), 3, 4, crops=(1, 2))
-    assert empty.view_rectangles == ((2, 2), (1, 2), (0, 0))
-    assert empty.crop_ends == ((1,), (2, 2))
+    assert_unchanged_by_autocast(everything)
 
 
 @pytest.mark.parametrize(
@@ -207,12 +188,6 @@ def test_rectangles_of_views() -> None:
     [
         (lambda: weighted_shares(torch.ones(1, 2), 9, [4, 4]), "from 0 to 8 .*got 9"),
         (lambda: weighted_shares(torch.ones(1, 3), 1, [4, 4]), "3 weights for 2 parts"),
-        (lambda: view_rectangles(ImageLayout((Segment(1, 3),), (0, 1, 3), 2, 4)), "3 tokens of view 0 form no rect"),
-        (lambda: grid_layout(2, 2).crop_ends, "1 views are no thumbnail with 0 x 0 crops"),
-        (
-            lambda: crop_ends(ImageLayout((Segment(2, 4),), tuple(range(8)), 2, 4, (2, 1))),
-            "2 views are no thumbnail with 2 x 1",
-        ),
     ],
 )
 def test_refusals_name_the_value_and_the_range(call: Callable[[], object], message: str) -> None:

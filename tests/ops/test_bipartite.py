@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from awkward import inputs, tokens_of
+from awkward import assert_unchanged_by_autocast, inputs, pictures, tokens_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -57,17 +57,8 @@ def test_merging_two_rounds(kind: str, dtype: torch.dtype) -> None:
         assert total[picture].tolist() == slow_sizes
 
 
-@st.composite
-def pictures(draw: st.DrawFn) -> torch.Tensor:
-    """Tokens with many duplicates, constant or zero ones, of any type, not always contiguous."""
-    batch, tokens = draw(st.integers(1, 4)), draw(st.integers(1, 700))
-    make = draw(st.sampled_from([plain, signs, with_zeros, constant, strided]))
-    dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
-    return tokens_of(kind, batch, tokens, 4).to(dtype)
-
-
 @few
-@given(pictures(), st.data())
+@given(pictures(dim=4), st.data())
 def test_every_token_goes_somewhere(metric: torch.Tensor, data: st.DataObject) -> None:
     batch, tokens, _ = metric.shape
     merges, protected = data.draw(st.integers(0, tokens)), data.draw(st.integers(0, 3))
@@ -84,7 +75,7 @@ def test_every_token_goes_somewhere(metric: torch.Tensor, data: st.DataObject) -
 
 
 @few
-@given(pictures(), st.data())
+@given(pictures(dim=4), st.data())
 def test_merging_keeps_the_total(states: torch.Tensor, data: st.DataObject) -> None:
     batch, tokens, _ = states.shape
     sizes = torch.randint(1, 9, (batch, tokens)).float()
@@ -135,12 +126,7 @@ def test_autocast_does_not_lower_the_precision() -> None:
         matching = bipartite_match(states, 30)
         return [*matching, *every_kth_match(states, 9), *merge_matched(matching, states)]
 
-    expected = everything()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = everything()
-    for one, other in zip(found, expected, strict=True):
-        assert one.dtype == other.dtype
-        assert torch.equal(one, other)
+    assert_unchanged_by_autocast(everything)
 
 
 @few

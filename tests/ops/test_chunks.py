@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from awkward import inputs, pictures, tokens_of
+from awkward import assert_unchanged_by_autocast, inputs, pictures, tokens_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -101,9 +101,7 @@ def test_overflow_goes_to_the_others_by_weight() -> None:
 
 def test_autocast_does_not_lower_the_precision() -> None:
     features, attention = torch.randn(2, 63, 16), torch.rand(2, 63)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = holistic_scores(features, attention, 4)
-    assert torch.equal(found, holistic_scores(features, attention, 4))
+    assert_unchanged_by_autocast(lambda: [holistic_scores(features, attention, 4)])
 
 
 @pytest.mark.parametrize("chunks", [0, 5])

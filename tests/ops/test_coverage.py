@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from awkward import inputs, pictures, tokens_of
+from awkward import assert_unchanged_by_autocast, inputs, pictures, tokens_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -63,9 +63,7 @@ def test_rounding_makes_no_gain_of_a_duplicate() -> None:
 
 def test_autocast_does_not_lower_the_precision() -> None:
     states, saliency = torch.randn(2, 63, 16), torch.rand(2, 63)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = weighted_coverage(states, saliency, 30)
-    assert torch.equal(found, weighted_coverage(states, saliency, 30))
+    assert_unchanged_by_autocast(lambda: [weighted_coverage(states, saliency, 30)])
 
 
 @pytest.mark.parametrize("keep", [0, 5])

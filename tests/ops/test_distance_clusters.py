@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
+from awkward import DTYPES, assert_unchanged_by_autocast, tokens_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,50 +14,19 @@ from vtprune.ops.reference import distance_clusters as reference
 few = settings(max_examples=25)
 
 
-def plain(batch: int, tokens: int, dim: int) -> torch.Tensor:
-    return torch.randn(batch, tokens, dim)
-
-
-def signs(batch: int, tokens: int, dim: int) -> torch.Tensor:
-    """Vectors of +1 and -1 in 16 dimensions: all distances are exact, so that ties are plentiful and true."""
-    return torch.randint(0, 2, (batch, tokens, dim)).float() * 2 - 1
-
-
-def with_zeros(batch: int, tokens: int, dim: int) -> torch.Tensor:
-    return signs(batch, tokens, dim).masked_fill(torch.rand(batch, tokens, 1) < 0.3, 0)
-
-
-def constant(batch: int, tokens: int, dim: int) -> torch.Tensor:
-    return torch.ones(batch, tokens, dim)
-
-
-def duplicates(batch: int, tokens: int, dim: int) -> torch.Tensor:
-    return torch.randn(batch, 1 + tokens // 4, dim)[:, torch.randint(0, 1 + tokens // 4, (tokens,))]
-
-
-def walk(batch: int, tokens: int, dim: int) -> torch.Tensor:
-    """A path in small steps, where long chains of tokens wait for one another."""
-    return torch.randn(batch, tokens, dim).mul(0.3).cumsum(dim=1)
-
-
-def strided(batch: int, tokens: int, dim: int) -> torch.Tensor:
-    return torch.randn(dim, tokens, 2 * batch)[:, :, ::2].permute(2, 1, 0)
-
-
-Maker = Callable[[int, int, int], torch.Tensor]
-MAKERS: tuple[Maker, ...] = (plain, signs, with_zeros, constant, duplicates, walk, strided)
-INPUTS: list[tuple[Maker, torch.dtype]] = [
-    *((make, torch.float32) for make in MAKERS),
-    *((make, dtype) for make in (plain, with_zeros, walk) for dtype in (torch.bfloat16, torch.float16)),
+KINDS = ("plain", "signs", "with_zeros", "constant", "duplicates", "walk", "strided")
+INPUTS = [
+    *((kind, torch.float32) for kind in KINDS),
+    *((kind, dtype) for kind in ("plain", "with_zeros", "walk") for dtype in (torch.bfloat16, torch.float16)),
 ]
-inputs = pytest.mark.parametrize(("make", "dtype"), INPUTS)
+inputs = pytest.mark.parametrize(("kind", "dtype"), INPUTS, ids=str)
 CUTOFFS = (0.05, 0.25, 0.9)
 
 
 @inputs
 @pytest.mark.parametrize("tokens", [1, 2, 23])
-def test_distances_agree_with_the_loop(make: Maker, dtype: torch.dtype, tokens: int) -> None:
-    states = make(2, tokens, 16).to(dtype)
+def test_distances_agree_with_the_loop(kind: str, dtype: torch.dtype, tokens: int) -> None:
+    states = tokens_of(kind, 2, tokens, 16).to(dtype)
     distance = cosine_distance(states)
     assert torch.equal(distance, distance.mT)
     for picture in range(2):
@@ -69,8 +37,8 @@ def test_distances_agree_with_the_loop(make: Maker, dtype: torch.dtype, tokens: 
 
 @inputs
 @pytest.mark.parametrize("tokens", [1, 2, 23, 63])
-def test_centres_agree_with_the_sequential_rule(make: Maker, dtype: torch.dtype, tokens: int) -> None:
-    distance = cosine_distance(make(2, tokens, 16).to(dtype))
+def test_centres_agree_with_the_sequential_rule(kind: str, dtype: torch.dtype, tokens: int) -> None:
+    distance = cosine_distance(tokens_of(kind, 2, tokens, 16).to(dtype))
     for cutoff in CUTOFFS:
         centres = density_centres(distance, cutoff)
         slow = [reference.density_centres(picture, cutoff) for picture in distance]
@@ -79,8 +47,8 @@ def test_centres_agree_with_the_sequential_rule(make: Maker, dtype: torch.dtype,
 
 @inputs
 @pytest.mark.parametrize(("tokens", "count"), [(1, 1), (2, 1), (2, 2), (23, 1), (23, 7), (23, 22), (23, 23)])
-def test_budget_agrees_with_the_loop(make: Maker, dtype: torch.dtype, tokens: int, count: int) -> None:
-    distance = cosine_distance(make(2, tokens, 16).to(dtype))
+def test_budget_agrees_with_the_loop(kind: str, dtype: torch.dtype, tokens: int, count: int) -> None:
+    distance = cosine_distance(tokens_of(kind, 2, tokens, 16).to(dtype))
     for cutoff in CUTOFFS:
         centres, moved = budget_centres(distance, count, cutoff)
         for picture in range(2):
@@ -91,9 +59,9 @@ def test_budget_agrees_with_the_loop(make: Maker, dtype: torch.dtype, tokens: in
 
 @inputs
 @pytest.mark.parametrize(("tokens", "count"), [(1, 1), (23, 1), (23, 7), (23, 23)])
-def test_means_agree_with_the_loop(make: Maker, dtype: torch.dtype, tokens: int, count: int) -> None:
-    distance = cosine_distance(make(2, tokens, 16).to(dtype))
-    features, joins = plain(2, tokens, 5).to(dtype), torch.rand(2, tokens) < 0.6
+def test_means_agree_with_the_loop(kind: str, dtype: torch.dtype, tokens: int, count: int) -> None:
+    distance = cosine_distance(tokens_of(kind, 2, tokens, 16).to(dtype))
+    features, joins = torch.randn(2, tokens, 5).to(dtype), torch.rand(2, tokens) < 0.6
     centres = torch.stack([torch.randperm(tokens)[:count].sort().values for _ in range(2)])
     joins.scatter_(1, centres, True)
     to_centres = distance.gather(2, centres.unsqueeze(1).expand(-1, tokens, -1))
@@ -108,11 +76,11 @@ def test_means_agree_with_the_loop(make: Maker, dtype: torch.dtype, tokens: int,
 
 
 def test_centres_that_fill_up_draw_no_members() -> None:
-    distance = cosine_distance(plain(1, 23, 4))
+    distance = cosine_distance(torch.randn(1, 23, 4))
     centres = torch.tensor([[3, 9, 15]])
     to_centres = distance[:, :, centres[0]]
     joins = torch.ones(1, 23, dtype=torch.bool)
-    features = plain(1, 23, 5)
+    features = torch.randn(1, 23, 5)
     means, sizes = cluster_means(features, to_centres, centres, joins, torch.tensor([[True, True, False]]))
     alone, members = cluster_means(
         features, to_centres[:, :, :2], centres[:, :2], joins, torch.ones(1, 2, dtype=torch.bool)
@@ -139,9 +107,9 @@ def test_a_long_chain_is_settled(count: int) -> None:
 def test_any_size_and_budget(tokens: int, data: st.DataObject) -> None:
     count = data.draw(st.integers(1, tokens))
     batch = data.draw(st.integers(1, 4)) if tokens < 200 else 1
-    make = data.draw(st.sampled_from(MAKERS))
-    dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
-    distance = cosine_distance(make(batch, tokens, 4).to(dtype))
+    kind = data.draw(st.sampled_from(KINDS))
+    dtype = data.draw(st.sampled_from(DTYPES))
+    distance = cosine_distance(tokens_of(kind, batch, tokens, 4).to(dtype))
     centres, moved = budget_centres(distance, count, 0.21)
     assert centres.shape == (batch, count)
     assert all(row == sorted(set(row)) for row in centres.tolist())
@@ -150,9 +118,9 @@ def test_any_size_and_budget(tokens: int, data: st.DataObject) -> None:
 
 
 @few
-@given(st.integers(1, 60), st.floats(0.01, 1.9), st.sampled_from(MAKERS))
-def test_what_the_cutoff_promises(tokens: int, cutoff: float, make: Maker) -> None:
-    distance = cosine_distance(make(2, tokens, 8))
+@given(st.integers(1, 60), st.floats(0.01, 1.9), st.sampled_from(KINDS))
+def test_what_the_cutoff_promises(tokens: int, cutoff: float, kind: str) -> None:
+    distance = cosine_distance(tokens_of(kind, 2, tokens, 8))
     is_centre = density_centres(distance, cutoff)
     for picture in range(2):
         centres = is_centre[picture].nonzero().flatten()
@@ -167,7 +135,7 @@ def test_what_the_cutoff_promises(tokens: int, cutoff: float, make: Maker) -> No
 
 @pytest.mark.parametrize("cutoff", [0.5, 0.75, 0.875])
 def test_a_token_at_the_cutoff_is_no_centre(cutoff: float) -> None:
-    distance = cosine_distance(signs(1, 23, 16))
+    distance = cosine_distance(tokens_of("signs", 1, 23, 16))
     assert bool((distance == cutoff).any())
     centres = reference.density_centres(distance[0], cutoff)
     found, moved = budget_centres(distance, len(centres), cutoff)
@@ -176,18 +144,16 @@ def test_a_token_at_the_cutoff_is_no_centre(cutoff: float) -> None:
 
 
 def test_autocast_does_not_reach_the_distances() -> None:
-    states = plain(2, 23, 16)
-    expected = cosine_distance(states)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(cosine_distance(states), expected)
+    states = torch.randn(2, 23, 16)
+    assert_unchanged_by_autocast(lambda: [cosine_distance(states)])
 
 
 def test_copies_of_a_centre_keep_their_own_clusters() -> None:
-    distance = cosine_distance(constant(1, 5, 3))
+    distance = cosine_distance(tokens_of("constant", 1, 5, 3))
     centres, _ = budget_centres(distance, 3, 0.21)
     every = torch.ones(1, 5, dtype=torch.bool)
     to_centres = distance.gather(2, centres.unsqueeze(1).expand(-1, 5, -1))
-    _, sizes = cluster_means(plain(1, 5, 2), to_centres, centres, every, every[:, :3])
+    _, sizes = cluster_means(torch.randn(1, 5, 2), to_centres, centres, every, every[:, :3])
     assert sizes.tolist() == [[3.0, 1.0, 1.0]]
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from awkward import inputs, tokens_of
+from awkward import assert_unchanged_by_autocast, inputs, pictures, tokens_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,18 +16,25 @@ few = settings(max_examples=40)
 
 @inputs
 @pytest.mark.parametrize("average", [False, True])
+@pytest.mark.parametrize("with_bonus", [False, True])
 @pytest.mark.parametrize(
     ("tokens", "centres", "neighbours"), [(1, 1, 32), (2, 1, 1), (37, 9, 0), (37, 9, 5), (24, 24, 20), (20, 3, 32)]
 )
-def test_merge(kind: str, dtype: torch.dtype, tokens: int, centres: int, neighbours: int, average: bool) -> None:
+def test_merge(
+    kind: str, dtype: torch.dtype, tokens: int, centres: int, neighbours: int, with_bonus: bool, average: bool
+) -> None:
     features, keys = torch.randn(2, tokens, 5).to(dtype), tokens_of(kind, 2, tokens, 16).to(dtype)
     weights = torch.rand(2, tokens).softmax(-1).to(dtype)
     chosen = torch.stack([torch.randperm(tokens)[:centres] for _ in range(2)])
-    fast = neighbour_merge(features, keys, weights, chosen, neighbours, average=average)
+    # In the second picture the bonus is a tie wherever the cosine is one.
+    bonus = torch.stack([torch.rand(tokens), torch.ones(tokens)]).to(dtype) if with_bonus else None
+    fast = neighbour_merge(features, keys, weights, chosen, neighbours, average=average, bonus=bonus)
     assert fast.dtype == dtype
     for picture in range(2):
         arguments = (features[picture], keys[picture], weights[picture], chosen[picture].tolist(), neighbours)
-        torch.testing.assert_close(fast[picture], reference.neighbour_merge(*arguments, average=average).to(dtype))
+        own = None if bonus is None else bonus[picture]
+        slow = reference.neighbour_merge(*arguments, average=average, bonus=own)
+        torch.testing.assert_close(fast[picture], slow.to(dtype))
 
 
 @inputs
@@ -57,17 +62,14 @@ def test_rest(dtype: torch.dtype, average: bool) -> None:
 
 
 @st.composite
-def pictures(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys with many duplicates, constant or zero ones, of any type, not always contiguous; and centres, repeated."""
-    batch, tokens = draw(st.integers(1, 4)), draw(st.integers(1, 700))
-    make = draw(st.sampled_from([plain, signs, with_zeros, constant, strided]))
-    dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
-    centres = torch.randint(0, tokens, (batch, draw(st.integers(1, 30))))
-    return tokens_of(kind, batch, tokens, 4).to(dtype), centres
+def keys_and_centres(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys of every kind, and centres, some of them repeated."""
+    keys = draw(pictures(dim=4))
+    return keys, torch.randint(0, keys.shape[1], (keys.shape[0], draw(st.integers(1, 30))))
 
 
 @few
-@given(pictures(), st.data())
+@given(keys_and_centres(), st.data())
 def test_neighbours_are_distinct_others(picture: tuple[torch.Tensor, torch.Tensor], data: st.DataObject) -> None:
     keys, centres = picture
     count = data.draw(st.integers(0, keys.shape[1] - 1))
@@ -77,7 +79,7 @@ def test_neighbours_are_distinct_others(picture: tuple[torch.Tensor, torch.Tenso
 
 
 @few
-@given(pictures(), st.integers(0, 40))
+@given(keys_and_centres(), st.integers(0, 40))
 def test_means_of_constants_are_constants(picture: tuple[torch.Tensor, torch.Tensor], neighbours: int) -> None:
     keys, centres = picture
     features = torch.full((*keys.shape[:2], 2), 0.5, dtype=keys.dtype)
@@ -87,6 +89,28 @@ def test_means_of_constants_are_constants(picture: tuple[torch.Tensor, torch.Ten
     added = neighbour_merge(features, keys, weights, centres, neighbours)
     assert bool((added >= 0.5).all())
     assert bool((added > 0.5).all()) == (min(neighbours, keys.shape[1] - 1) > 0)
+
+
+@few
+@given(keys_and_centres(), st.integers(0, 40))
+def test_every_picture_is_its_own(picture: tuple[torch.Tensor, torch.Tensor], count: int) -> None:
+    keys, centres = picture
+    bonus, count = torch.rand(keys.shape[:2]), min(count, keys.shape[1] - 1)
+    alone = nearest_others(keys[:1], centres[:1], count, bonus=bonus[:1])
+    assert torch.equal(alone, nearest_others(keys, centres, count, bonus=bonus)[:1])
+
+
+def test_a_large_bonus_chooses_the_neighbours() -> None:
+    features, weights, bonus = torch.randn(1, 9, 3), torch.full((1, 9), 0.25), torch.zeros(1, 9)
+    bonus[0, 7] = 50.0
+    added = neighbour_merge(features, torch.randn(1, 9, 3), weights, torch.tensor([[4, 7]]), 1, bonus=bonus)
+    torch.testing.assert_close(added[0, 0], features[0, 4] + 0.25 * features[0, 7])
+    assert not torch.equal(added[0, 1], 1.25 * features[0, 7])
+
+
+def test_no_token_is_needed() -> None:
+    states, none = torch.empty(2, 0, 3), torch.empty(2, 0)
+    assert neighbour_merge(states, states, none, none.long(), bonus=none).shape == (2, 0, 3)
 
 
 def test_without_weights_sums_are_the_centres() -> None:
@@ -104,16 +128,11 @@ def test_autocast_does_not_lower_the_precision() -> None:
     def everything() -> list[torch.Tensor]:
         return [
             nearest_others(features, centres, 20),
-            neighbour_merge(features, features, weights, centres, 20),
+            neighbour_merge(features, features, weights, centres, 20, bonus=weights),
             weighted_rest(features, weights, rest),
         ]
 
-    expected = everything()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = everything()
-    for one, other in zip(found, expected, strict=True):
-        assert one.dtype == other.dtype
-        assert torch.equal(one, other)
+    assert_unchanged_by_autocast(everything)
 
 
 def test_refusals_name_the_value_and_the_range() -> None:

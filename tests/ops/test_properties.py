@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from awkward import assert_unchanged_by_autocast
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -158,12 +159,7 @@ def test_autocast_does_not_lower_the_precision() -> None:
             cell_pool(states, 7, 9, 10)[0],
         ]
 
-    expected = everything()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = everything()
-    for one, other in zip(found, expected, strict=True):
-        assert one.dtype == other.dtype
-        assert torch.equal(one, other)
+    assert_unchanged_by_autocast(everything)
 
 
 def test_take() -> None:

@@ -317,7 +317,7 @@ def expected_outcome(context: FakeContext, image: int, counts: Counts, parity: b
     rest = [token for token in range(context.tokens) if token not in kept]
     features, weights = context.encoder_features[image, rest], attention[rest]
     places = weights.argsort(descending=True)[: counts.centres].tolist()
-    made = []
+    made: list[torch.Tensor] = []
     if places:
         alike = keys[: len(rest)] if parity else keys[rest]
         made += neighbour_merge(features, alike, weights, places, 5, bonus=50 * text[rest])

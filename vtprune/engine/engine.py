@@ -15,9 +15,10 @@ from torch import nn
 from vtprune.budget import Budget
 from vtprune.engine.cache_names import cache_in
 from vtprune.engine.cache_state import CacheState, state_of
-from vtprune.engine.run import DECODER_STATES, NEXT, UNROTATED, Run
+from vtprune.engine.checks import DECODER_STATES, NEXT, UNROTATED, check_fit, named_encoder_layers
+from vtprune.engine.run import Run
 from vtprune.engine.sequence import Tokens
-from vtprune.engine.taps import AttentionStates, implementation, watch
+from vtprune.engine.taps import AttentionStates, watch
 from vtprune.engine.vision import VisionRecord, hash_pixels
 from vtprune.layout import ImageLayout
 from vtprune.pruner import Pruner, Signal
@@ -95,8 +96,8 @@ class Engine:
         self._undo: list[Callable[[], None]] = []
         self._entry_arguments: tuple[str, ...] = ()
         self._schedules: dict[tuple[Any, ...], list[tuple[int, ...]]] = {}
-        self.encoder_layers = self._named_encoder_layers()
-        self._check()
+        self.encoder_layers = named_encoder_layers(self)
+        check_fit(self)
 
     def __repr__(self) -> str:
         return f"{self.pruner!r}, {self.budget}, positions={self.positions!r}"
@@ -147,59 +148,6 @@ class Engine:
         """Removes every hook."""
         while self._undo:
             self._undo.pop()()
-
-    def _named_encoder_layers(self) -> tuple[int, ...]:
-        """The encoder layers that the method looks at, counted from 0."""
-        if Signal.ENCODER_LAYERS not in self.pruner.signals:
-            return ()
-        depth = len(self.vision.layers)
-        named = self.pruner.encoder_layers
-        if any(not -depth <= layer < depth for layer in named):
-            raise ValueError(
-                f"{self.pruner.name} looks at encoder layers {named}, but the vision tower of "
-                f"{type(self.model).__name__} has layers 0 to {depth - 1}; choose layers in that range"
-            )
-        return tuple(layer % depth for layer in named)
-
-    def _check(self) -> None:
-        layers = self.pruner.layers
-        if list(layers) != sorted(layers) or not layers:
-            raise ValueError(f"{self.pruner.name}: stages must be at ascending layers, got {layers}")
-        if layers[0] < 0 or layers[-1] >= len(self.layers):
-            raise ValueError(
-                f"{self.pruner.name} prunes before decoder layer {layers[-1] if layers[0] >= 0 else layers[0]}, but "
-                f"{type(self.model).__name__} has layers 0 to {len(self.layers) - 1}; choose a layer in that range"
-            )
-        behind = DECODER_STATES | UNROTATED
-        if 0 in self.stages_with(behind):
-            raise ValueError(
-                f"{self.pruner.name} looks at the decoder layer before its stage, so its layer must be 1 or more, got 0"
-            )
-        for stage, layer in enumerate(layers[1:], start=1):
-            if layer == layers[stage - 1] and self.pruner.stage_signals(stage) & behind:
-                raise ValueError(
-                    f"{self.pruner.name}: a stage before layer {layer} looks at layer {layer - 1}, which saw tokens "
-                    "that another stage before the same layer removes; give one of them another layer"
-                )
-        if self.pruner.weighs_attention and (name := implementation(self.adapter.attention_module(0))) not in (
-            "sdpa",
-            "eager",
-        ):
-            raise ValueError(
-                f"{self.pruner.name} adds to attention logits, which {name!r} cannot; load the model with "
-                "attn_implementation='sdpa', or set proportional_attention=False"
-            )
-        if self.budget.adaptive and not self.pruner.is_adaptive:
-            raise ValueError(
-                f"{self.pruner.name} has no token count of its own for an adaptive budget; give a number such as 64"
-            )
-        if Signal.ENCODER_CLS in self.pruner.signals and not self.vision.has_cls:
-            raise ValueError(
-                f"{self.pruner.name} needs the signal 'encoder_cls', but the vision tower of "
-                f"{type(self.model).__name__} has no CLS token; choose a method without it (vtprune list)"
-            )
-        if (layout := self.adapter.typical_layout()) is not None and self.budget.flops is None:
-            self.schedules([layout], 0)
 
     def _attach_vision(self) -> None:
         base = self.adapter.base

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,13 @@ import torch
 
 from vtprune.engine.cache_names import cache_in
 from vtprune.engine.cache_state import CachedTokens, CacheState, attach_state
+from vtprune.engine.checks import DECODER_STATES, UNROTATED
 from vtprune.engine.peek import Peek
 from vtprune.engine.query_rows import attention_from
 from vtprune.engine.selection import Step, prune_images
 from vtprune.engine.sequence import Tokens, start_tokens
 from vtprune.engine.taps import AttentionStates
+from vtprune.engine.views import View, allowed_columns, gather_embeddings, weighed_mask
 from vtprune.engine.vision import VisionRecord
 from vtprune.layout import ImageLayout
 from vtprune.pruner import Signal
@@ -25,27 +27,6 @@ from vtprune.reporting import Report, StageTrace
 if TYPE_CHECKING:
     from vtprune.engine.engine import Engine
     from vtprune.text_tower import TextEmbeddings
-
-DECODER_STATES = frozenset({Signal.DECODER_ATTENTION, Signal.DECODER_STATES})
-UNROTATED = frozenset({Signal.UNROTATED_STATES})
-NEXT = frozenset({Signal.NEXT_STATES, Signal.NEXT_UNROTATED_STATES})
-
-
-@dataclass(frozen=True)
-class View:
-    """What the layers from a boundary on get instead of the arguments that the decoder hands to all layers.
-
-    Args:
-        attention_mask: Mask over the present tokens.
-        position_embeddings: Rotary tables of the present tokens.
-        position_ids: Positions of the present tokens, or a gapless stand-in where the tables carry the true ones.
-        replaced: The decoder's own arguments, kept so that their identity stays a valid key.
-    """
-
-    attention_mask: Any
-    position_embeddings: Any
-    position_ids: torch.Tensor | None
-    replaced: tuple[Any, ...]
 
 
 class Run:
@@ -94,7 +75,7 @@ class Run:
         self._ids = ids
         self._cache = cache
         self._state = state or CacheState()
-        self._allowed = _allowed_columns(mask, self._state, self._seen, self.length)
+        self._allowed = allowed_columns(mask, self._state, self._seen, self.length)
         # Padding among the tokens of this pass; the tokens cached before are not part of it.
         self.padding = None if self._allowed is None else self._allowed[:, -self.length :]
 
@@ -405,7 +386,7 @@ class Run:
         shift = None if past is None else past.shift
         packed = tokens is not None and tokens.removed is not None and self.engine.positions == "pack"
         if shift is None and not packed:
-            return embeddings if tokens is None else _gather_embeddings(embeddings, tokens)
+            return embeddings if tokens is None else gather_embeddings(embeddings, tokens)
         positions = kwargs["position_ids"]
         if positions.dim() != 2:
             raise ValueError(
@@ -454,51 +435,3 @@ class Run:
             shape=self.engine.shape,
             bytes_per_value=self.bytes_per_value,
         )
-
-
-def weighed_mask(mask: torch.Tensor | None, bias: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    """An additive mask with `bias` on every key.
-
-    Args:
-        mask: Booleans or an additive mask, `(batch, heads or 1, rows, keys)`; `None` for a causal one.
-        bias: `(batch, slots)`; keys beyond them get nothing.
-        hidden: States that enter the layer, `(batch, rows, dim)`.
-    """
-    rows = hidden.shape[1]
-    if mask is None:
-        slots = torch.arange(bias.shape[1], device=hidden.device)
-        mask = (slots <= slots[-rows:].unsqueeze(1))[None, None]
-    if mask.dtype == torch.bool:
-        lowest = torch.finfo(hidden.dtype).min
-        mask = torch.zeros(mask.shape, dtype=hidden.dtype, device=mask.device).masked_fill(~mask, lowest)
-    bias = torch.nn.functional.pad(bias, (0, mask.shape[-1] - bias.shape[1]))
-    return mask + bias[:, None, None, :].to(mask.dtype)
-
-
-def _gather_embeddings(embeddings: Any, tokens: Tokens) -> Any:
-    """Gathers tensors `(..., length, dim)` in any nesting of tuples and dictionaries."""
-    if isinstance(embeddings, torch.Tensor):
-        return tokens.to(embeddings.device).last_but_one_dim(embeddings)
-    if isinstance(embeddings, dict):
-        return {name: _gather_embeddings(value, tokens) for name, value in embeddings.items()}
-    if isinstance(embeddings, tuple | list):
-        return type(embeddings)(_gather_embeddings(value, tokens) for value in embeddings)
-    return embeddings
-
-
-def _allowed_columns(mask: Any, state: CacheState, seen: int, length: int) -> torch.Tensor | None:
-    """Which prompt columns, old and new, hold real tokens, `(batch, seen + length)`; `None` without padding.
-
-    A ready four-dimensional mask (static caches) tells this in its last row for a first prefill; later it does not
-    reach back over removed columns, and what the first prefill told still holds.
-    """
-    if isinstance(mask, dict):
-        mask = next((part for part in mask.values() if part is not None), None)
-    if isinstance(mask, torch.Tensor) and mask.dim() == 2 and mask.shape[1] >= seen + length:
-        return mask[:, : seen + length].bool()
-    if isinstance(mask, torch.Tensor) and mask.dim() == 4 and not seen:
-        last = mask[:, 0, -1, :length]
-        return last if last.dtype == torch.bool else last == 0
-    if state.padding is None:
-        return None
-    return torch.nn.functional.pad(state.padding, (0, seen + length - state.padding.shape[1]), value=True)

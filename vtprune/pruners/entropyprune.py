@@ -46,6 +46,7 @@ class EntropyPrune(Pruner):
     default_positions = "keep"
     golden = "entropyprune.npz"
     presets: ClassVar[Mapping[int, int]] = {192: 166, 128: 98, 64: 29}
+    preset_layers = (2,)
 
     def __post_init__(self) -> None:
         check_layer(self.layer, lowest=1, owner=self.name)
@@ -57,10 +58,6 @@ class EntropyPrune(Pruner):
     def layers(self) -> tuple[int, ...]:
         """The one layer before which tokens are removed."""
         return (self.layer,)
-
-    def preset(self, average: float, tokens: int, depth: int) -> int | None:
-        """As of every method, but for a stage before layer 2 only."""
-        return super().preset(average, tokens, depth) if self.layer == 2 else None
 
     def reduce(self, context: Context, keep: int) -> Reduction:
         """Keeps the highest entropies, highest first."""

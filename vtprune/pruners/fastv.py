@@ -38,6 +38,7 @@ class FastV(Pruner):
     default_positions = "keep"
     golden = "fastv.npz"
     presets: ClassVar[Mapping[int, int]] = {192: 166, 128: 98, 64: 30}
+    preset_layers = (2,)
 
     def __post_init__(self) -> None:
         check_layer(self.layer, lowest=1, owner=self.name)
@@ -46,10 +47,6 @@ class FastV(Pruner):
     def layers(self) -> tuple[int, ...]:
         """The one layer before which tokens are removed."""
         return (self.layer,)
-
-    def preset(self, average: float, tokens: int, depth: int) -> int | None:
-        """As of every method, but for a stage before layer 2 only."""
-        return super().preset(average, tokens, depth) if self.layer == 2 else None
 
     def reduce(self, context: Context, keep: int) -> Reduction:
         """Keeps the highest mean over heads, best first."""

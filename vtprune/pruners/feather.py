@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 
@@ -13,15 +11,13 @@ from vtprune.ops.checks import check_integer
 from vtprune.ops.decay import geometric_counts
 from vtprune.ops.gather import as_float, split_by
 from vtprune.ops.topk import stable_topk
-from vtprune.pruner import Depths, Pruner, Reduction, Signal, check_stages, scale_layers
+from vtprune.pruner import Reduction, Signal, StagedPruner
 from vtprune.registry import register
-
-_STAGES, _DEPTH = (8, 16), 32
 
 
 @register
 @dataclass(frozen=True)
-class Feather(Pruner):
+class Feather(StagedPruner):
     """Keeps, in two stages, the tokens that the last prompt token attends to when rotary embeddings are left out.
 
     The first stage keeps a coarse grid of every image whatever its score, and fills up with the highest scores; the
@@ -46,7 +42,6 @@ class Feather(Pruner):
         (288, 72)
     """
 
-    stages: tuple[int, ...] | None = None
     stride: int = 3
 
     name = "feather"
@@ -57,23 +52,13 @@ class Feather(Pruner):
     query_aware = True
     whole_images = True
     default_positions = "keep"
+    paper_stages = (8, 16)
 
     def __post_init__(self) -> None:
-        check_stages(self.stages, lowest=1, owner=self.name)
+        super().__post_init__()
         if len(self.layers) != 2:
             raise ValueError(f"{self.name}: stages must be two decoder layers, got {self.stages!r}")
         check_integer(self.name, "stride", self.stride, low=1)
-
-    def fit(self, depths: Depths) -> Self:
-        """Scales the default stages to the model."""
-        if self.stages is not None:
-            return self
-        return dataclasses.replace(self, stages=scale_layers(_STAGES, depths.decoder, _DEPTH))
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """The two stages, or the default ones until the method is fitted."""
-        return self.stages or _STAGES
 
     def schedule(self, tokens: int, keep: int) -> tuple[int, ...]:
         """Counts of both stages; the first is rounded down."""

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 
 from vtprune.context import Context
 from vtprune.ops.checks import check_positive, check_share
-from vtprune.ops.decay import geometric_counts
 from vtprune.ops.gather import as_float
 from vtprune.ops.topk import stable_topk
-from vtprune.pruner import Depths, Pruner, Reduction, Signal, check_stages, scale_layers
+from vtprune.pruner import Reduction, Signal, StagedPruner
 from vtprune.registry import register
-
-_STAGES, _DEPTH = (3, 7, 11, 15), 32
 
 
 @register
 @dataclass(frozen=True)
-class MustDrop(Pruner):
+class MustDrop(StagedPruner):
     """Drops tokens whose share of the text's attention and whose highest attention are both low, but no key token.
 
     The paper has thresholds instead of budgets: with `adaptive=True` each stage drops a token if both values are below
@@ -51,7 +46,6 @@ class MustDrop(Pruner):
         (288, 144, 72, 36)
     """
 
-    stages: tuple[int, ...] | None = None
     global_threshold: float = 0.011
     individual_threshold: float = 0.01
     protected: float = 0.08
@@ -63,30 +57,18 @@ class MustDrop(Pruner):
     signals = frozenset({Signal.DECODER_ATTENTION, Signal.ENCODER_LAYERS})
     query_aware = True
     golden = "mustdrop_filter.npz"
+    paper_stages = (3, 7, 11, 15)
 
     def __post_init__(self) -> None:
-        check_stages(self.stages, lowest=1, owner=self.name)
+        super().__post_init__()
         check_positive(self.name, "global_threshold", self.global_threshold)
         check_positive(self.name, "individual_threshold", self.individual_threshold)
         check_share(self.name, "protected", self.protected)
-
-    def fit(self, depths: Depths) -> Self:
-        """Moves the paper's layers to the same relative depth."""
-        return self if self.stages else dataclasses.replace(self, stages=scale_layers(_STAGES, depths.decoder, _DEPTH))
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """The layers before which tokens are removed."""
-        return self.stages or _STAGES
 
     @property
     def encoder_layers(self) -> tuple[int, ...]:
         """The last layer of the vision tower, unless no token is protected."""
         return (-1,) if self.protected else ()
-
-    def schedule(self, tokens: int, keep: int) -> tuple[int, ...]:
-        """Tokens after each stage, every stage keeping about the same share."""
-        return geometric_counts(tokens, keep, len(self.layers))
 
     def scores(self, context: Context) -> torch.Tensor:
         """How far each token exceeds the threshold that it exceeds more, `(batch, tokens)`; below 1 it is dropped."""

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from vtprune.context import Context
-from vtprune.ops.decay import geometric_counts
 from vtprune.ops.gather import as_float
 from vtprune.ops.topk import stable_topk
-from vtprune.pruner import Depths, Pruner, Reduction, Signal, check_stages, scale_layers
+from vtprune.pruner import Reduction, Signal, StagedPruner
 from vtprune.registry import register
-
-_STAGES, _DEPTH = (8, 16, 24), 32
 
 
 @register
 @dataclass(frozen=True)
-class PyramidDrop(Pruner):
+class PyramidDrop(StagedPruner):
     """Keeps, at several depths, the tokens that the last prompt token attends to most in the layer that comes next.
 
     Every stage keeps the same share, chosen such that the last one meets the budget: 72 of 576 tokens give the paper's
@@ -27,7 +23,7 @@ class PyramidDrop(Pruner):
     tokens too.
 
     The authors' stages cannot reach the averages of 128 and 64 tokens of published tables; for these they advise to
-    prune earlier. `presets` therefore belongs to `preset_stages`, 2, 8 and 16 of 32, and is found with these stages
+    prune earlier. `presets` therefore belongs to `preset_layers`, 2, 8 and 16 of 32, and is found with these stages
     alone; `PyramidDrop.with_presets()` has them. The averages count the tokens that layers really process.
 
     Args:
@@ -45,8 +41,6 @@ class PyramidDrop(Pruner):
         (322, 180, 101)
     """
 
-    stages: tuple[int, ...] | None = None
-
     name = "pyramiddrop"
     paper = "PyramidDrop, CVPR 2025, arXiv 2410.17247"
     year = 2025
@@ -54,35 +48,14 @@ class PyramidDrop(Pruner):
     signals = frozenset({Signal.NEXT_STATES})
     query_aware = True
     golden = "pyramiddrop.npz"
+    paper_stages = (8, 16, 24)
     presets: ClassVar[Mapping[int, int]] = {192: 101, 128: 42, 64: 4}
-    preset_stages: ClassVar[tuple[int, ...]] = (2, 8, 16)
-
-    def __post_init__(self) -> None:
-        check_stages(self.stages, lowest=1, owner=self.name)
-
-    def fit(self, depths: Depths) -> Self:
-        """Scales the official stages to the model."""
-        if self.stages is not None:
-            return self
-        return dataclasses.replace(self, stages=scale_layers(_STAGES, depths.decoder, _DEPTH))
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """The stages, or the official ones until the method is fitted."""
-        return self.stages or _STAGES
-
-    def preset(self, average: float, tokens: int, depth: int) -> int | None:
-        """As of every method, but with `preset_stages` only."""
-        return super().preset(average, tokens, depth) if self.layers == self.preset_stages else None
+    preset_layers = (2, 8, 16)
 
     @classmethod
     def with_presets(cls) -> Self:
-        """The method with `preset_stages`."""
-        return cls(stages=cls.preset_stages)
-
-    def schedule(self, tokens: int, keep: int) -> tuple[int, ...]:
-        """One share for all stages, each count rounded down."""
-        return geometric_counts(tokens, keep, len(self.layers))
+        """The method with `preset_layers`."""
+        return cls(stages=cls.preset_layers)
 
     def reduce(self, context: Context, keep: int) -> Reduction:
         """Keeps the highest mean over heads, best first."""

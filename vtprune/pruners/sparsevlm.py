@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 
 from vtprune.context import Context
 from vtprune.ops.checks import check_integer, check_share
-from vtprune.ops.decay import geometric_counts
 from vtprune.ops.density_peaks import cluster_means, density_peaks
 from vtprune.ops.gather import take
 from vtprune.ops.hashing import random_keys
 from vtprune.ops.raters import rater_attention, text_raters
 from vtprune.ops.schedules import interpolated_schedule
 from vtprune.ops.topk import stable_topk
-from vtprune.pruner import Depths, Pruner, Reduction, Signal, check_stages, scale_layers
+from vtprune.pruner import Reduction, Signal, StagedPruner
 from vtprune.registry import register
 
-_STAGES, _DEPTH, _WHOLE = (3, 7, 16), 32, 576
+_WHOLE = 576
 _PUBLISHED = ((82, 32, 18), (249, 55, 27), (312, 117, 39), (309, 204, 113))
 
 
 @register
 @dataclass(frozen=True)
-class SparseVLM(Pruner):
+class SparseVLM(StagedPruner):
     """Keeps what the rater words attend to in the layer before, and recycles the best of the rest into clusters.
 
     Raters are the words behind the image that resemble it more than the average word does, by input embeddings. Each
@@ -58,7 +56,6 @@ class SparseVLM(Pruner):
         ((309, 204, 113), (300, 9))
     """
 
-    stages: tuple[int, ...] | None = None
     recycled: float = 0.3
     per_cluster: int = 10
     noise: float = 0.0
@@ -71,27 +68,19 @@ class SparseVLM(Pruner):
     query_aware = True
     merges = True
     golden = "sparsevlm.npz"
+    paper_stages = (3, 7, 16)
     presets: ClassVar[Mapping[int, int]] = {192: 113, 128: 39, 96: 27, 64: 18}
 
     def __post_init__(self) -> None:
-        check_stages(self.stages, lowest=1, owner=self.name)
+        super().__post_init__()
         check_share(self.name, "recycled", self.recycled)
         check_integer(self.name, "per_cluster", self.per_cluster, low=2)
         check_share(self.name, "noise", self.noise)
 
-    def fit(self, depths: Depths) -> Self:
-        """Moves the paper's layers to the same relative depth."""
-        return self if self.stages else dataclasses.replace(self, stages=scale_layers(_STAGES, depths.decoder, _DEPTH))
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """The layers before which tokens are removed."""
-        return self.stages or _STAGES
-
     def schedule(self, tokens: int, keep: int) -> tuple[int, ...]:
         """Tokens after each stage, clusters among them."""
-        if len(self.layers) != len(_STAGES):
-            return geometric_counts(tokens, keep, len(self.layers))
+        if len(self.layers) != len(self.paper_stages):
+            return super().schedule(tokens, keep)
         return interpolated_schedule(_PUBLISHED, _WHOLE, tokens, keep)
 
     def split(self, tokens: int, keep: int) -> tuple[int, int]:

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 
 from vtprune.context import Context
 from vtprune.ops.checks import check_integer, check_positive
-from vtprune.ops.decay import geometric_counts
 from vtprune.ops.gather import as_float, take
 from vtprune.ops.raters import rater_attention, rotary_gravity, text_raters
 from vtprune.ops.schedules import interpolated_schedule
 from vtprune.ops.topk import stable_topk
-from vtprune.pruner import Depths, Pruner, Reduction, Signal, check_stages, scale_layers
+from vtprune.pruner import Reduction, Signal, StagedPruner
 from vtprune.registry import register
 
-_STAGES, _DEPTH, _WHOLE = (3, 7, 16), 32, 576
+_WHOLE = 576
 _PUBLISHED = ((66, 34, 20), (246, 54, 28), (238, 108, 60), (300, 200, 118))
 
 
 @register
 @dataclass(frozen=True)
-class SparseVLMPlus(Pruner):
+class SparseVLMPlus(StagedPruner):
     """Keeps what the rater words attend to in the layer before, once the pull of near positions is divided out.
 
     Attention probabilities are divided by what rotary positions alone give for their distance, which can be near zero
@@ -49,7 +47,6 @@ class SparseVLMPlus(Pruner):
         (238, 108, 60)
     """
 
-    stages: tuple[int, ...] | None = None
     heads: int = 14
     theta: float = 10000.0
 
@@ -61,26 +58,18 @@ class SparseVLMPlus(Pruner):
     query_aware = True
     default_positions = "keep"
     golden = "sparsevlm_plus.npz"
+    paper_stages = (3, 7, 16)
     presets: ClassVar[Mapping[int, int]] = {192: 118, 128: 60, 96: 28, 64: 20}
 
     def __post_init__(self) -> None:
-        check_stages(self.stages, lowest=1, owner=self.name)
+        super().__post_init__()
         check_integer(self.name, "heads", self.heads, low=1)
         check_positive(self.name, "theta", self.theta)
 
-    def fit(self, depths: Depths) -> Self:
-        """Moves the paper's layers to the same relative depth."""
-        return self if self.stages else dataclasses.replace(self, stages=scale_layers(_STAGES, depths.decoder, _DEPTH))
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """The layers before which tokens are removed."""
-        return self.stages or _STAGES
-
     def schedule(self, tokens: int, keep: int) -> tuple[int, ...]:
         """Tokens after each stage."""
-        if len(self.layers) != len(_STAGES):
-            return geometric_counts(tokens, keep, len(self.layers))
+        if len(self.layers) != len(self.paper_stages):
+            return super().schedule(tokens, keep)
         return interpolated_schedule(_PUBLISHED, _WHOLE, tokens, keep)
 
     def scores(self, context: Context) -> torch.Tensor:

@@ -1,0 +1,76 @@
+"""What decoder layers get instead of the decoder's own arguments, and what those tell of the prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vtprune.engine.cache_state import CacheState
+from vtprune.engine.sequence import Tokens
+
+
+@dataclass(frozen=True)
+class View:
+    """What the layers from a boundary on get instead of the arguments that the decoder hands to all layers.
+
+    Args:
+        attention_mask: Mask over the present tokens.
+        position_embeddings: Rotary tables of the present tokens.
+        position_ids: Positions of the present tokens, or a gapless stand-in where the tables carry the true ones.
+        replaced: The decoder's own arguments, kept so that their identity stays a valid key.
+    """
+
+    attention_mask: Any
+    position_embeddings: Any
+    position_ids: torch.Tensor | None
+    replaced: tuple[Any, ...]
+
+
+def weighed_mask(mask: torch.Tensor | None, bias: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """An additive mask with `bias` on every key.
+
+    Args:
+        mask: Booleans or an additive mask, `(batch, heads or 1, rows, keys)`; `None` for a causal one.
+        bias: `(batch, slots)`; keys beyond them get nothing.
+        hidden: States that enter the layer, `(batch, rows, dim)`.
+    """
+    rows = hidden.shape[1]
+    if mask is None:
+        slots = torch.arange(bias.shape[1], device=hidden.device)
+        mask = (slots <= slots[-rows:].unsqueeze(1))[None, None]
+    if mask.dtype == torch.bool:
+        lowest = torch.finfo(hidden.dtype).min
+        mask = torch.zeros(mask.shape, dtype=hidden.dtype, device=mask.device).masked_fill(~mask, lowest)
+    bias = torch.nn.functional.pad(bias, (0, mask.shape[-1] - bias.shape[1]))
+    return mask + bias[:, None, None, :].to(mask.dtype)
+
+
+def gather_embeddings(embeddings: Any, tokens: Tokens) -> Any:
+    """Gathers tensors `(..., length, dim)` in any nesting of tuples and dictionaries."""
+    if isinstance(embeddings, torch.Tensor):
+        return tokens.to(embeddings.device).last_but_one_dim(embeddings)
+    if isinstance(embeddings, dict):
+        return {name: gather_embeddings(value, tokens) for name, value in embeddings.items()}
+    if isinstance(embeddings, tuple | list):
+        return type(embeddings)(gather_embeddings(value, tokens) for value in embeddings)
+    return embeddings
+
+
+def allowed_columns(mask: Any, state: CacheState, seen: int, length: int) -> torch.Tensor | None:
+    """Which prompt columns, old and new, hold real tokens, `(batch, seen + length)`; `None` without padding.
+
+    A ready four-dimensional mask (static caches) tells this in its last row for a first prefill; later it does not
+    reach back over removed columns, and what the first prefill told still holds.
+    """
+    if isinstance(mask, dict):
+        mask = next((part for part in mask.values() if part is not None), None)
+    if isinstance(mask, torch.Tensor) and mask.dim() == 2 and mask.shape[1] >= seen + length:
+        return mask[:, : seen + length].bool()
+    if isinstance(mask, torch.Tensor) and mask.dim() == 4 and not seen:
+        last = mask[:, 0, -1, :length]
+        return last if last.dtype == torch.bool else last == 0
+    if state.padding is None:
+        return None
+    return torch.nn.functional.pad(state.padding, (0, seen + length - state.padding.shape[1]), value=True)
