@@ -24,7 +24,7 @@ EVERYTHING = Budget(ratio=1.0)
 Positions = Literal["keep", "pack"]
 
 DEFAULT_PRUNERS = (
-    *("random", "stride", "pool", "downsample", "m3"),
+    *("random", "stride", "pool", "m3"),
     *("divprune", "visionzip", "cdpruner", "flashvlm", "fastv", "sparsevlm", "pyramiddrop"),
 )
 """What a sweep measures unless told otherwise: baselines, and the methods that papers compare with most."""

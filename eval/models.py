@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers.utils.hub import cached_file, extract_commit_hash
-from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+
+from vtprune.quiet import no_loading_bar
 
 if TYPE_CHECKING:
     from vtprune.text_tower import TextTower
@@ -138,7 +137,7 @@ def load(
         kwargs = {**common, "dtype": dtype}
         if attn_implementation is not None:
             kwargs["attn_implementation"] = attn_implementation
-        with _no_bar():
+        with no_loading_bar():
             model = AutoModelForImageTextToText.from_pretrained(place, **kwargs)
         processor = AutoProcessor.from_pretrained(place, **common)
     except ModelError:
@@ -155,18 +154,6 @@ def load(
     on_device: Any = model
     on_device.to(target)
     return LoadedModel(name, model.eval(), processor, text_tower)
-
-
-@contextmanager
-def _no_bar() -> Iterator[None]:
-    """Without transformers' bar, which would break the lines of ours."""
-    shown = is_progress_bar_enabled()
-    disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            enable_progress_bar()
 
 
 def check_dtype(dtype: str) -> str:

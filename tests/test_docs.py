@@ -103,3 +103,13 @@ def test_presets_are_named_after_their_means() -> None:
     for line in presets_table().splitlines()[2:]:
         name, named, _, _, nominal, true = (cell.strip() for cell in line.strip("|").split("|"))
         assert min(abs(float(named) - float(mean)) for mean in (nominal, true)) < 1.1, name
+
+
+def test_presets_hold_for_the_layers_of_their_tables_alone() -> None:
+    for name, cls in pruner_classes().items():
+        for average, keep in cls.presets.items():
+            pruner = cls.with_presets()
+            assert pruner.preset(average, 576, 32) == keep
+            assert pruner.preset(average, 577, 32) is None
+            assert pruner.preset(average, 576, 28) is None
+            assert pruner.preset_layers == pruner.layers, name

@@ -48,6 +48,7 @@ def main() -> None:
 @app.command("list")
 def list_command(as_json: JsonOption = False) -> None:
     """Lists the pruning methods."""
+    from vtprune.method_docs import stage_text
     from vtprune.registry import pruner_classes
 
     rows: list[dict[str, Any]] = []
@@ -58,10 +59,12 @@ def list_command(as_json: JsonOption = False) -> None:
                 "name": name,
                 "year": cls.year,
                 "layers": list(method.layers),
+                "acts": stage_text(method),
                 "signals": sorted(signal.value for signal in cls.signals),
                 "query_aware": cls.query_aware,
                 "training_free": cls.training_free,
                 "merges": cls.merges,
+                "adaptive": method.is_adaptive,
                 "positions": cls.default_positions,
                 "options": method.config(),
                 "summary": cls.summary,
@@ -75,19 +78,17 @@ def list_command(as_json: JsonOption = False) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD)
-    for column in ("name", "year", "acts before", "signals", "query-aware", "training-free", "merges", "paper"):
+    table = Table(box=box.SIMPLE_HEAD, caption="layers of a decoder with 32; more in docs/methods.md and with --json")
+    for column in ("name", "removes tokens", "what it does", "notes"):
         table.add_column(column, no_wrap=column == "name")
     for row in rows:
-        stages = ["the language model" if layer == 0 else f"layer {layer}" for layer in row["layers"]]
-        table.add_row(
-            row["name"],
-            str(row["year"]),
-            ", ".join(stages),
-            ", ".join(row["signals"]).replace("_", " ") or "-",
-            *["yes" if row[flag] else "no" for flag in ("query_aware", "training_free", "merges")],
-            row["paper"],
-        )
+        notes = {
+            "sees the question": row["query_aware"],
+            "makes new tokens": row["merges"],
+            "own count": row["adaptive"],
+            "needs training": not row["training_free"],
+        }
+        table.add_row(row["name"], row["acts"], row["summary"], ", ".join(note for note in notes if notes[note]))
     Console().print(table)
 
 

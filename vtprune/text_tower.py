@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from vtprune.quiet import no_loading_bar
+
 EMBEDDED = "embedded"
 """The CLIP model beside the embedded LLaVA."""
 
@@ -240,7 +242,8 @@ def _from_folder(folder: Path) -> TextTower:
         kind = AutoConfig.from_pretrained(folder).model_type
         if kind != "clip":
             raise ValueError(f"it holds a {kind} model, not a CLIPModel")
-        clip: Any = CLIPModel.from_pretrained(folder, dtype=torch.float32)
+        with no_loading_bar():
+            clip: Any = CLIPModel.from_pretrained(folder, dtype=torch.float32)
         tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     except Exception as error:
         # Missing and damaged files end in errors of many libraries, none of which names the option.

@@ -68,6 +68,12 @@ def test_schedules_shrink_to_the_budget(pruner: Pruner) -> None:
     assert set(pruner.schedule(36, 40)) == {36}
 
 
+@pytest.mark.parametrize("name", ["fastv", "entropyprune"])
+def test_presets_go_with_layer_two_only(name: str) -> None:
+    assert make_pruner(name).preset(192, 576, 32) == 166
+    assert make_pruner(name, layer=3).preset(192, 576, 32) is None
+
+
 @pytest.mark.parametrize("average", [192, 128, 64])
 def test_pyramiddrop_presets_are_the_largest_of_their_average(average: int) -> None:
     pruner = PyramidDrop.with_presets()

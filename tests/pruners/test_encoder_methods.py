@@ -255,14 +255,23 @@ def hired_context(layout: ImageLayout, marked: list[int]) -> FakeContext:
     return context
 
 
-def test_hired_on_one_view_and_without_a_thumbnail() -> None:
-    context = context_for(HiRED(), SQUARE)
-    late = context.tensors["encoder_layer1.attention"].mean(1)
-    assert HiRED().reduce(context, 9).kept.tolist() == [best(row, torch.arange(36), 9) for row in late]
-    context = context_for(HiRED(), LOOSE)
-    late = context.tensors["encoder_layer1.attention"].mean(1)
-    expected = [[token for view in LOOSE.view_tokens for token in best(row, view, 4)] for row in late]
-    assert HiRED(alpha=1.0).reduce(context, 12).kept.tolist() == expected
+@pytest.mark.parametrize(
+    ("pruner", "signal"),
+    [
+        (HiRED(), "encoder_layer1.attention"),
+        (HiRED(alpha=1.0), "encoder_layer1.attention"),
+        (GlobalCom2(), "encoder_layer0.logits"),
+    ],
+    ids=str,
+)
+def test_one_view_and_views_without_a_thumbnail_keep_their_best(pruner: Pruner, signal: str) -> None:
+    context = context_for(pruner, SQUARE)
+    scores = context.tensors[signal].mean(1)
+    assert pruner.reduce(context, 9).kept.tolist() == [best(row, torch.arange(36), 9) for row in scores]
+    context = context_for(pruner, LOOSE)
+    scores = context.tensors[signal].mean(1)
+    expected = [[token for view in LOOSE.view_tokens for token in best(row, view, 4)] for row in scores]
+    assert pruner.reduce(context, 12).kept.tolist() == expected
 
 
 def test_hired_gives_the_budget_to_the_crop_that_the_first_layer_points_at() -> None:
@@ -318,16 +327,6 @@ def test_hired_passes_on_what_a_full_view_cannot_take() -> None:
         *(16, 11, 12, 11, 10)
     ]
     assert len(by_view(ANYRES, HiRED(alpha=0.0).reduce(context, 60).kept[0].tolist())[0]) == 12
-
-
-def test_globalcom2_on_one_view_and_without_a_thumbnail() -> None:
-    context = context_for(GlobalCom2(), SQUARE)
-    logits = context.tensors["encoder_layer0.logits"].mean(1)
-    assert GlobalCom2().reduce(context, 9).kept.tolist() == [best(row, torch.arange(36), 9) for row in logits]
-    context = context_for(GlobalCom2(), LOOSE)
-    logits = context.tensors["encoder_layer0.logits"].mean(1)
-    expected = [[token for view in LOOSE.view_tokens for token in best(row, view, 4)] for row in logits]
-    assert GlobalCom2().reduce(context, 12).kept.tolist() == expected
 
 
 def test_globalcom2_without_cls_looks_for_the_unusual() -> None:

@@ -32,6 +32,17 @@ def check_integer(owner: str, name: str, value: object, *, low: int, high: int |
         raise ValueError(f"{owner}: {name} must be {allowed}, got {value!r}")
 
 
+def check_number(owner: str, name: str, value: object) -> float:
+    """The value of a hyper-parameter that must be a real number.
+
+    Raises:
+        TypeError: It is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{owner}: {name} must be a number, got {value!r}")
+    return value
+
+
 def check_share(owner: str, name: str, value: object) -> None:
     """Refuses a hyper-parameter that is no number in [0, 1]; NaN is refused.
 
@@ -39,9 +50,8 @@ def check_share(owner: str, name: str, value: object) -> None:
         TypeError: `value` is no real number.
         ValueError: `value` is out of range.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{owner}: {name} must be a number, got {value!r}")
-    if not 0 <= value <= 1:
+    number = check_number(owner, name, value)
+    if not 0 <= number <= 1:
         raise ValueError(f"{owner}: {name} must be in [0, 1], got {value!r}")
 
 
@@ -52,7 +62,6 @@ def check_positive(owner: str, name: str, value: object) -> None:
         TypeError: `value` is no real number.
         ValueError: `value` is out of range.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{owner}: {name} must be a number, got {value!r}")
-    if not 0 < value < float("inf"):
+    number = check_number(owner, name, value)
+    if not 0 < number < float("inf"):
         raise ValueError(f"{owner}: {name} must be above 0 and finite, got {value!r}")

@@ -10,7 +10,7 @@ from vtprune.context import Context
 from vtprune.ops.checks import check_integer
 from vtprune.ops.entropy import matrix_entropy
 from vtprune.ops.topk import stable_topk
-from vtprune.pruner import Pruner, Reduction, Signal, check_layer
+from vtprune.pruner import Pruner, Reduction, Signal, check_flag, check_layer
 from vtprune.registry import register
 
 
@@ -51,8 +51,7 @@ class EntropyPrune(Pruner):
     def __post_init__(self) -> None:
         check_layer(self.layer, lowest=1, owner=self.name)
         check_integer(self.name, "channels", self.channels, low=1)
-        if not isinstance(self.normalize_trace, bool):
-            raise TypeError(f"{self.name}: normalize_trace must be True or False, got {self.normalize_trace!r}")
+        check_flag(self.name, "normalize_trace", self.normalize_trace)
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from vtprune.context import Context
-from vtprune.ops.checks import check_integer, check_share
+from vtprune.ops.checks import check_integer, check_number, check_share
 from vtprune.ops.gather import split_by, take
 from vtprune.ops.neighbour_merge import neighbour_merge, weighted_rest
 from vtprune.ops.outliers import lof_outlier_count
@@ -113,9 +113,7 @@ class Recoverable(Pruner):
             raise ValueError(f"{self.name}: vision + text must be at most 1, got {self.vision!r} + {self.text!r}")
         for count in ("neighbours", "centre_neighbours", "cluster"):
             check_integer(self.name, count, getattr(self, count), low=1)
-        if isinstance(self.text_weight, bool) or not isinstance(self.text_weight, int | float):
-            raise TypeError(f"{self.name}: text_weight must be a number, got {self.text_weight!r}")
-        if not 0 <= self.text_weight < float("inf"):
+        if not 0 <= check_number(self.name, "text_weight", self.text_weight) < float("inf"):
             raise ValueError(f"{self.name}: text_weight must be 0 or above and finite, got {self.text_weight!r}")
         check_flag(self.name, "parity", self.parity)
 

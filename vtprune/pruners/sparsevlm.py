@@ -70,6 +70,7 @@ class SparseVLM(StagedPruner):
     golden = "sparsevlm.npz"
     paper_stages = (3, 7, 16)
     presets: ClassVar[Mapping[int, int]] = {192: 113, 128: 39, 96: 27, 64: 18}
+    preset_layers = (3, 7, 16)
 
     def __post_init__(self) -> None:
         super().__post_init__()

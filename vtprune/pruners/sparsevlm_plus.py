@@ -60,6 +60,7 @@ class SparseVLMPlus(StagedPruner):
     golden = "sparsevlm_plus.npz"
     paper_stages = (3, 7, 16)
     presets: ClassVar[Mapping[int, int]] = {192: 118, 128: 60, 96: 28, 64: 20}
+    preset_layers = (3, 7, 16)
 
     def __post_init__(self) -> None:
         super().__post_init__()

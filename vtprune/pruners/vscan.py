@@ -67,6 +67,7 @@ class VScan(Pruner):
     merges = True
     golden = "vscan.npz"
     presets: ClassVar[Mapping[int, int]] = {192: 96, 128: 64, 64: 32}
+    preset_layers = (0, 16)
 
     def __post_init__(self) -> None:
         check_stages(self.stages, owner=self.name)
