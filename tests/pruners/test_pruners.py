@@ -75,7 +75,7 @@ def assert_sound(pruner: Pruner, context: FakeContext, keep: int, reduction: Red
 
 
 def test_all_shipped_methods_are_registered() -> None:
-    assert set(list_pruners()) == SHIPPED
+    assert set(list_pruners()) >= SHIPPED
 
 
 @every
