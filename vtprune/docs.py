@@ -25,7 +25,9 @@ their order on a large model; what it shows is that each method works, and how d
 of the tokens left at the end: methods that act inside the decoder (`fastv`, `sparsevlm`, `pyramiddrop`, ...) process \
 more on the way, which the brackets tell, and are not to be compared with the others at equal rows. `drop-all` and \
 `vtw` have no budget and repeat one result. `downsample` encodes pictures of a size that this tower, made for one \
-resolution, was never trained on; averaging neighbours (`pool`, `m3`) is what the model was partly trained for."""
+resolution, was never trained on; averaging neighbours (`pool`, `m3`) is what the model was partly trained for. `trim` \
+takes the patches least like the question for the relevant ones, as its code does because CLIP's patches run against \
+its text; the patches of this tower do not, and `trim(negate=False)` does better here, though not better than random."""
 
 MODEL_CARD = ROOT / "eval" / "embedded" / "model" / "README.md"
 
