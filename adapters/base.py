@@ -1,21 +1,26 @@
-"""The adapter interface: everything the engine asks of a model family."""
+"""The adapter interface: everything the engine asks of a model family, with what most families share as the default."""
 
 from __future__ import annotations
 
 import importlib
+import inspect
+import math
 import pkgutil
-from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from functools import cached_property
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import nn
 from transformers.masking_utils import create_causal_mask
 
-from vtprune.costs import DecoderShape
+from vtprune.adapters.decoders import count_costs, find_attention, find_decoder, is_recurrent, shared_from
+from vtprune.adapters.towers import find_layers, find_projector, find_tower, merge_side
+from vtprune.costs import DecoderShape, LayerCosts
 from vtprune.engine.cache_names import CACHE
-from vtprune.layout import ImageLayout
-from vtprune.pruner import Depths
+from vtprune.layout import ImageLayout, Segment, grid_layout, video_layout
+from vtprune.pruner import Depths, Signal
 
 
 @dataclass(frozen=True)
@@ -23,41 +28,100 @@ class Vision:
     """The vision side of a model, as far as methods may look at it.
 
     Args:
-        attention: Attention module of the encoder layer whose output feeds the projector.
-        layers: All encoder layers in order; each has its attention as `self_attn`.
-        feature_layers: Encoder layers whose outputs hold the CLS tokens beside the projected features.
-        projector: Module that maps encoder features to the decoder's width, token by token.
-        has_cls: Whether row 0 of each view is a CLS token that the model drops before projecting.
+        layers: All encoder layers in order; none where the tower is not seen through.
+        attentions: The attention module of each.
+        features: Numbers of the layers whose outputs feed the projector; the attention of the last one counts.
+        projector: Module that maps one row of features to one token. `None` where it is not so, because patches are
+            merged on the way: features are then taken after the merge, as the tokens that enter the decoder.
+        cls: Row of each view that is a CLS token, which the model drops before projecting; `None` without one.
+        prefix: Rows of each view before its patches: CLS and registers.
+        merge: Side of the square of patches that becomes one token.
+        blocks: Whether the tower's rows keep the patches of such a square together, instead of raster order.
     """
 
-    attention: nn.Module
-    layers: tuple[nn.Module, ...]
-    feature_layers: tuple[nn.Module, ...]
-    projector: nn.Module
-    has_cls: bool
+    layers: tuple[nn.Module, ...] = ()
+    attentions: tuple[nn.Module, ...] = ()
+    features: tuple[int, ...] = ()
+    projector: nn.Module | None = None
+    cls: int | None = None
+    prefix: int = 0
+    merge: int = 1
+    blocks: bool = False
+
+    @property
+    def has_cls(self) -> bool:
+        """Whether each view has a CLS token."""
+        return self.cls is not None
+
+    @property
+    def feature_layers(self) -> tuple[nn.Module, ...]:
+        """The layers whose outputs feed the projector."""
+        return tuple(self.layers[number] for number in self.features)
+
+    def patches(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of the tower `(views, rows, ...)` without CLS and registers."""
+        return rows[:, : self.cls] if self.cls is not None and self.cls < 0 else rows[:, self.prefix :]
 
 
-class Adapter(ABC):
-    """Shows the engine where things are in one model. A family is one subclass in one file.
+@dataclass(frozen=True)
+class Placeholder:
+    """A kind of visual input.
 
     Args:
-        model: A conditional-generation model of the family, as transformers makes it.
+        kind: `"image"` or `"video"`.
+        token: The id in the prompt that its features replace.
+        encode: Name of the method of `Adapter.base` that makes these features.
     """
 
-    model_types: ClassVar[tuple[str, ...]]
+    kind: str
+    token: int
+    encode: str
+
+
+class Adapter:
+    """Shows the engine where things are in one model. A family is one subclass in one file, of what differs.
+
+    Args:
+        model: A conditional-generation model, as transformers makes it.
+    """
+
+    model_types: ClassVar[tuple[str, ...]] = ()
+    borders: ClassVar[Literal["feature", "run", "before", "after"]] = "feature"
+    """Which entries of the image features make up one image of the prompt.
+
+    `"feature"`: each is an image. `"run"`: those whose placeholders follow one another without text between.
+    `"before"` and `"after"`: those up to one whose placeholders follow, or are followed by, the same token as the
+    last ones of the prompt are (tiles of one image with marks between them).
+    """
+
+    streams: ClassVar[Literal["first", "last"] | None] = None
+    """Whether decoder layers carry several streams of states for each token, and where that dimension is.
+
+    `"first"`: `(streams, batch, length, dim)`. `"last"`: `(batch, length, streams, dim)`.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 
-    @property
+    @cached_property
     def base(self) -> nn.Module:
-        """The module that embeds the prompt and fills in image features; it has `get_image_features`."""
-        return _module(self.model, "model")
+        """The module that embeds the prompt and fills in image features; it has `get_image_features`.
 
-    @property
+        Raises:
+            ValueError: No such module.
+        """
+        inner = getattr(self.model, "model", None)
+        for module in (inner, self.model):
+            if isinstance(module, nn.Module) and callable(getattr(module, "get_image_features", None)):
+                return module
+        raise ValueError(
+            f"{type(self.model).__name__} has no get_image_features: its images do not become tokens of the prompt"
+        )
+
+    @cached_property
     def decoder(self) -> nn.Module:
-        """The text decoder; it has `layers` and `rotary_emb`."""
-        return _module(self.base, "language_model")
+        """The text decoder; it has `layers`."""
+        return find_decoder(self.model)
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -71,14 +135,39 @@ class Adapter(ABC):
 
     @property
     def image_token_id(self) -> int:
-        """The placeholder token that image features replace."""
-        config: Any = self.model.config
-        return int(config.image_token_id)
+        """The placeholder token that image features replace.
 
-    @property
-    def shape(self) -> DecoderShape:
-        """The decoder's sizes, for the cost model."""
-        return DecoderShape.from_config(self.text_config)
+        Raises:
+            ValueError: The configuration names none.
+        """
+        token = _token(self.model.config, "image_token_id", "image_token_index")
+        if token is None:
+            raise ValueError(
+                f"{type(self.model.config).__name__} names no image_token_id: there are no placeholders whose features "
+                "could be pruned"
+            )
+        return token
+
+    @cached_property
+    def placeholders(self) -> tuple[Placeholder, ...]:
+        """The kinds of visual input that can be pruned."""
+        found = [Placeholder("image", self.image_token_id, "get_image_features")]
+        video = _token(self.model.config, "video_token_id", "video_token_index")
+        if video is not None and callable(getattr(self.base, "get_video_features", None)):
+            found.append(Placeholder("video", video, "get_video_features"))
+        return tuple(found)
+
+    @cached_property
+    def shape(self) -> DecoderShape | LayerCosts:
+        """The decoder's sizes, for the cost model; costs of each layer where layers differ."""
+        head: Any = self.model
+        output = head.get_output_embeddings()
+        counted = count_costs(self.layers, self.text_config, output)
+        try:
+            shape = DecoderShape.from_config(self.text_config)
+        except (ValueError, TypeError):
+            return counted
+        return shape if shape.costs == counted else counted
 
     @property
     def depths(self) -> Depths:
@@ -88,20 +177,74 @@ class Adapter(ABC):
     @property
     def final_norm(self) -> nn.Module:
         """The norm that the decoder ends with."""
-        return _module(self.decoder, "norm")
+        for name in ("norm", "norm_f", "final_layernorm", "final_layer_norm", "embedding_norm", "ln_f"):
+            if isinstance(module := getattr(self.decoder, name, None), nn.Module):
+                return module
+        raise ValueError(f"{type(self.decoder).__name__} ends with no norm that is known")
 
-    def attention_module(self, layer: int) -> nn.Module:
-        """The self-attention module of a decoder layer."""
-        return _module(self.layers[layer], "self_attn")
+    def attention_module(self, layer: int) -> nn.Module | None:
+        """The self-attention module of a decoder layer; `None` where it is recurrent or has none."""
+        return find_attention(self.layers[layer], layer)
+
+    def attention_before(self, layer: int) -> int | None:
+        """The last decoder layer before `layer` that has attention; `None` if none has."""
+        return next((number for number in range(layer - 1, -1, -1) if self.attention_module(number)), None)
 
     def layer_kind(self, layer: int) -> str:
         """Layers of one kind share masks and rotary tables (sliding and full attention are two kinds)."""
         kinds = getattr(self.text_config, "layer_types", None)
-        return str(kinds[layer]) if kinds else ""
+        return str(kinds[layer]) if kinds and layer < len(kinds) else ""
 
-    def rotary(self, hidden: torch.Tensor, position_ids: torch.Tensor) -> Any:
-        """The position embeddings that decoder layers take, for these positions `(batch, length)`."""
-        return _module(self.decoder, "rotary_emb")(hidden, position_ids=position_ids)
+    def is_recurrent(self, layer: int) -> bool:
+        """Whether a layer carries a state along the sequence instead of attending (linear attention, convolution)."""
+        return is_recurrent(self.layers[layer], self.layer_kind(layer))
+
+    def window(self, layer: int) -> int | None:
+        """How many tokens back, itself included, a token of this layer sees; `None` for all."""
+        kind = self.layer_kind(layer)
+        window = getattr(self.text_config, "sliding_window", None)
+        if window is None or not ("sliding" in kind or kind == ""):
+            return None
+        return int(window) if getattr(self.text_config, "use_sliding_window", True) else None
+
+    def chunk(self, layer: int) -> int | None:
+        """Length of the chunks that attention of this layer does not leave; `None` without chunks."""
+        size = getattr(self.text_config, "attention_chunk_size", None)
+        return int(size) if size is not None and "chunked" in self.layer_kind(layer) else None
+
+    @cached_property
+    def last_stage(self) -> int:
+        """The last decoder layer before which tokens may be removed.
+
+        Where later layers attend to the keys that an earlier one made, that one: they must hold the same tokens.
+        """
+        source = shared_from(self.layers, self.text_config)
+        return len(self.layers) - 1 if source is None else source
+
+    def rotary(self, hidden: torch.Tensor, position_ids: torch.Tensor, layer: int) -> Any:
+        """The position embeddings that a decoder layer takes.
+
+        Args:
+            hidden: States that enter the layer, all streams.
+            position_ids: `(batch, length)`, or `(3, batch, length)` with a time, a row and a column.
+            layer: Index of the layer.
+        """
+        module = _module(self.decoder, "rotary_emb")
+        arguments: dict[str, Any] = {}
+        if "layer_type" in inspect.signature(module.forward).parameters:
+            arguments["layer_type"] = self.layer_kind(layer)
+        return module(self.plane(hidden), position_ids, **arguments)
+
+    def plane(self, hidden: torch.Tensor) -> torch.Tensor:
+        """One state for each token, `(batch, length, dim)`: the first of several streams, or their mean."""
+        if self.streams is None:
+            return hidden
+        return hidden[0] if self.streams == "first" else hidden.mean(dim=2)
+
+    def rotary_positions(self, position_ids: torch.Tensor) -> torch.Tensor:
+        """The part of the decoder's `position_ids` that `rotary` takes."""
+        # M-RoPE: plain text positions, which only masks are built from, may stand before time, row and column.
+        return position_ids[1:] if position_ids.dim() == 3 and position_ids.shape[0] == 4 else position_ids
 
     def without_rotation(self, position_embeddings: Any) -> Any:
         """Position embeddings of the same form that rotate nothing.
@@ -117,16 +260,38 @@ class Adapter(ABC):
         cosines, sines = position_embeddings
         return torch.ones_like(cosines), torch.zeros_like(sines)
 
-    def causal_mask(self, hidden: torch.Tensor, keys: torch.Tensor | None, cache: Any, layer: int) -> Any:
+    def causal_mask(
+        self,
+        hidden: torch.Tensor,
+        keys: torch.Tensor | None,
+        cache: Any,
+        layer: int,
+        columns: torch.Tensor | None = None,
+    ) -> Any:
         """The mask for `hidden` at `layer`, in the form that the attention implementation wants.
+
+        Windows and chunks are measured in columns of the prompt: a token that stays sees no farther back because
+        others are gone.
 
         Args:
             hidden: States that enter the layer, `(batch, length, dim)`.
             keys: Which cached and new tokens may be attended to, `(batch, cached + length)`; `None` for all.
             cache: The model's cache or `None`.
             layer: Index of the layer, whose own cache length counts.
+            columns: Column in the prompt of each of them, `(batch, cached + length)`.
         """
         arguments: dict[str, Any] = {CACHE: cache}
+        window, chunk = self.window(layer), self.chunk(layer)
+        if columns is not None and (window or chunk):
+            where = columns.contiguous()
+
+            def near(batch: Any, head: Any, query: Any, key: Any) -> Any:
+                ours, theirs = where[batch, query], where[batch, key]
+                if window is not None:
+                    return ours - theirs < window
+                return ours // chunk == theirs // chunk
+
+            arguments["and_mask_function"] = near
         return create_causal_mask(
             config=self.text_config,
             inputs_embeds=hidden,
@@ -137,17 +302,78 @@ class Adapter(ABC):
         )
 
     @property
-    @abstractmethod
+    def injections(self) -> tuple[str, ...]:
+        """Arguments of the decoder with visual features that it adds after its first layers (DeepStack)."""
+        known = inspect.signature(self.decoder.forward).parameters
+        return tuple(name for name in ("deepstack_visual_embeds",) if name in known)
+
+    @cached_property
     def vision(self) -> Vision:
         """The vision side.
 
         Raises:
             ValueError: The tower or its settings are not understood.
         """
+        tower = find_tower(self.base)
+        layers, attentions = find_layers(tower) if tower is not None else ((), ())
+        if not layers or len(attentions) != len(layers):
+            return Vision()
+        merge, blocks = merge_side(self.model.config, tower)
+        projector = find_projector(self.base) if merge == 1 else None
+        return Vision(layers, attentions, (len(layers) - 1,), projector, merge=merge, blocks=blocks)
 
-    @abstractmethod
-    def layouts(self, pixel_values: torch.Tensor, **inputs: Any) -> list[ImageLayout]:
-        """The layout of each image, in prompt order, from the arguments of `get_image_features`."""
+    def layouts(self, kind: str, counts: Sequence[int], inputs: Mapping[str, Any]) -> list[ImageLayout]:
+        """The layout of each entry of the image features, in order: where grids are given those, else squares.
+
+        Args:
+            kind: `"image"` or `"video"`.
+            counts: Tokens of each entry; one number for all together where the model does not separate them.
+            inputs: The arguments of `get_image_features` or `get_video_features`.
+
+        Raises:
+            ValueError: An argument that the layout follows from is missing.
+        """
+        grids = inputs.get(f"{kind}_grid_thw")
+        if grids is None:
+            return [square_layout(count) for count in counts]
+        if isinstance(grids, torch.Tensor):
+            grids = grids.tolist()
+        side = self.vision.merge
+        return [video_layout(frames, height // side, width // side) for frames, height, width in grids]
+
+    def cells(self, rows: torch.Tensor, layouts: Sequence[ImageLayout], inputs: Mapping[str, Any]) -> torch.Tensor:
+        """Brings what the tower has for each of its rows to the patches that tokens stand for, by the mean.
+
+        Args:
+            rows: `(rows, ...)`, all views one after another, without CLS and registers.
+            layouts: Of the entries of the image features.
+            inputs: The arguments of `get_image_features`.
+
+        Returns:
+            `(patches, ...)`, those of all layouts one after another.
+        """
+        side = self.vision.merge
+        if side == 1:
+            return rows
+        if self.vision.blocks:
+            return rows.unflatten(0, (-1, side * side)).mean(dim=1)
+        found, start = [], 0
+        for layout in layouts:
+            height, width = layout.view_shape
+            end = start + layout.views * height * width * side * side
+            squares = rows[start:end].view(layout.views, height, side, width, side, *rows.shape[1:])
+            found.append(squares.mean(dim=(2, 4)).flatten(0, 2))
+            start = end
+        return torch.cat(found)
+
+    def pictures(
+        self, pixels: torch.Tensor, layouts: Sequence[ImageLayout], inputs: Mapping[str, Any]
+    ) -> torch.Tensor | list[torch.Tensor]:
+        """The pixels as the processor made them, cut into one part for each layout, or ready to be.
+
+        Padding that depends on the other pictures of a batch is to be cut off here.
+        """
+        return pixels
 
     def encode_smaller(self, pixel_values: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Encodes and projects whole pictures shrunk to `height x width` patches, `(images, height * width, dim)`.
@@ -160,20 +386,53 @@ class Adapter(ABC):
         Raises:
             ValueError: The family's tower takes pictures of one size only.
         """
-        raise ValueError(
-            f"the vision tower of {type(self.model).__name__} is not known to take smaller pictures; shrink them in "
-            "the processor instead"
-        )
+        raise ValueError(f"the vision tower of {type(self.model).__name__} is not known to take smaller pictures")
 
     def typical_layout(self) -> ImageLayout | None:
         """The layout of every image where the family has only one, so that budgets can be checked when wrapping."""
         return None
 
+    @cached_property
+    def missing(self) -> dict[Signal, str]:
+        """Signals that this model cannot give, each with the reason."""
+        name = type(self.model).__name__
+        gone: dict[Signal, str] = {}
+        if not self.vision.layers:
+            reason = f"the vision side of {name} has no attention layers whose rows are the patches of its tokens"
+            gone |= dict.fromkeys((Signal.ENCODER_ATTENTION, Signal.ENCODER_KEYS, Signal.ENCODER_LAYERS), reason)
+        if not self.vision.has_cls:
+            gone[Signal.ENCODER_CLS] = f"the vision tower of {name} has no CLS token"
+        if self.vision.projector is None or not self.vision.has_cls:
+            gone[Signal.CLIP_TEXT] = f"the vision tower of {name} is no CLIP tower whose features meet text"
+        if type(self).encode_smaller is Adapter.encode_smaller:
+            gone[Signal.PIXELS] = f"the vision tower of {name} is not known to take smaller pictures"
+        if not any(self.attention_module(layer) for layer in range(len(self.layers))):
+            reason = f"no decoder layer of {name} calls transformers' attention functions"
+            decoder = (Signal.DECODER_ATTENTION, Signal.DECODER_STATES, Signal.UNROTATED_STATES)
+            gone |= dict.fromkeys((*decoder, Signal.NEXT_STATES, Signal.NEXT_UNROTATED_STATES), reason)
+        elif not isinstance(getattr(self.decoder, "rotary_emb", None), nn.Module):
+            reason = f"{name} has no rotary tables that could be left out"
+            gone |= dict.fromkeys((Signal.UNROTATED_STATES, Signal.NEXT_UNROTATED_STATES), reason)
+        return gone
+
+
+def square_layout(tokens: int) -> ImageLayout:
+    """A square of tokens, or a single row where their number is no square."""
+    side = math.isqrt(tokens)
+    if side * side == tokens:
+        return grid_layout(side, side)
+    return ImageLayout((Segment(1, tokens),), tuple(range(tokens)), views=1, patches_per_view=tokens)
+
+
+def _token(config: Any, *names: str) -> int | None:
+    found = next((value for name in names if (value := getattr(config, name, None)) is not None), None)
+    return None if found is None else int(found)
+
 
 def _module(parent: nn.Module, name: str) -> nn.Module:
     child = getattr(parent, name, None)
     if not isinstance(child, nn.Module):
-        raise ValueError(f"{type(parent).__name__} has no submodule {name!r}, which this adapter expects")
+        raise ValueError(f"{type(parent).__name__} has no submodule {name!r}, which its adapter expects")
     return child
 
 
@@ -198,7 +457,7 @@ def register_adapter(cls: AdapterT) -> AdapterT:
 
 
 def adapter_classes() -> dict[str, type[Adapter]]:
-    """All adapters by model type, sorted."""
+    """The families with an adapter of their own, by model type, sorted; others get the generic `Adapter`."""
     import vtprune.adapters
 
     for module in pkgutil.iter_modules(vtprune.adapters.__path__, "vtprune.adapters."):
@@ -207,25 +466,40 @@ def adapter_classes() -> dict[str, type[Adapter]]:
 
 
 def find_adapter(model: nn.Module) -> Adapter:
-    """The adapter for a model.
+    """The adapter for a model: that of its family, or the generic one.
 
     Raises:
         TypeError: `model` is no transformers model.
-        ValueError: No adapter serves its `model_type`.
+        ValueError: The model is of a kind that cannot be pruned; the message says what it lacks.
     """
     config = getattr(model, "config", None)
     model_type = getattr(config, "model_type", None)
     if not isinstance(model, nn.Module) or model_type is None:
         raise TypeError(f"expected a transformers vision-language model, got {type(model).__name__}")
-    classes = adapter_classes()
-    if model_type not in classes:
-        raise ValueError(
-            f"no adapter for model type {model_type!r} ({type(model).__name__}); supported: {', '.join(classes)}. "
-            "A new family is one small file: see CONTRIBUTING.md"
-        )
     if not hasattr(model, "generate"):
         raise ValueError(
             f"{type(model).__name__} is the bare {model_type} model without a language-model head; wrap the "
             "conditional-generation model (AutoModelForImageTextToText)"
         )
-    return classes[model_type](model)
+    _check_kind(model, config)
+    adapter = adapter_classes().get(model_type, Adapter)(model)
+    # Each of these refuses what it cannot find.
+    _ = adapter.base, adapter.layers, adapter.placeholders, adapter.vision
+    return adapter
+
+
+def _check_kind(model: nn.Module, config: Any) -> None:
+    name = type(model).__name__
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"{name} is an encoder-decoder: its decoder attends to the encoder's output and has no visual tokens of "
+            "its own; supported are decoder-only models that fill image placeholders"
+        )
+    crossing = next(
+        (path for path, _ in model.named_modules() if path.endswith(("cross_attn", "crossattention"))), None
+    )
+    if crossing is not None and not hasattr(getattr(model, "model", model), "get_placeholder_mask"):
+        raise ValueError(
+            f"{name} shows images to its decoder by cross-attention ({crossing}), not as tokens of the prompt; "
+            "supported are decoder-only models that fill image placeholders"
+        )

@@ -1,17 +1,17 @@
-"""LLaVA-1.5: one view a picture, a plain grid of patches."""
+"""LLaVA-1.5 and its kin: one view a picture, a plain grid of patches, features of one or several encoder layers."""
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
 from vtprune.adapters.base import Adapter, Vision, register_adapter
+from vtprune.adapters.towers import find_layers
 from vtprune.layout import ImageLayout, grid_layout
-
-_grid_layout = lru_cache(maxsize=64)(grid_layout)
 
 
 @register_adapter
@@ -20,19 +20,24 @@ class LlavaAdapter(Adapter):
 
     model_types = ("llava",)
 
-    @property
+    @cached_property
     def vision(self) -> Vision:
         """The tower's layers as `hidden_states[vision_feature_layer]` counts them: entry 0 is the embedding."""
         config: Any = self.model.config
-        layers = self._encoder_layers()
-        chosen = config.vision_feature_layer
+        tower = self.base.get_submodule("vision_tower")
+        layers, attentions = find_layers(tower)
+        if not layers:
+            raise ValueError(f"vision tower {type(tower).__name__} has no list of layers with attention")
+        chosen = getattr(config, "vision_feature_layer", None)
+        if chosen is None:
+            chosen = config.vision_feature_layers
         indices = [chosen] if isinstance(chosen, int) else list(chosen)
         # Index i of the hidden states is the output of layer i - 1; negative indices count from the last layer.
-        numbers = [index - 1 if index >= 0 else len(layers) + index for index in indices]
+        numbers = tuple(index - 1 if index >= 0 else len(layers) + index for index in indices)
         if any(not 0 <= number < len(layers) for number in numbers):
             raise ValueError(f"vision_feature_layer={chosen} names no encoder layer; the tower has {len(layers)}")
-        has_cls = hasattr(self._encoder_embeddings(), "class_embedding")
-        strategy = config.vision_feature_select_strategy
+        has_cls = any(name.endswith("class_embedding") for name, _ in tower.named_parameters())
+        strategy = getattr(config, "vision_feature_select_strategy", "default" if has_cls else "full")
         if has_cls and strategy != "default":
             raise ValueError(
                 f"vision_feature_select_strategy={strategy!r} feeds the CLS token to the decoder as a visual token; "
@@ -42,11 +47,8 @@ class LlavaAdapter(Adapter):
             raise ValueError(
                 "vision_feature_select_strategy='default' drops a patch of a tower without CLS; use 'full'"
             )
-        attention = getattr(layers[numbers[-1]], "self_attn", None)
-        if not isinstance(attention, nn.Module):
-            raise ValueError(f"encoder layer {type(layers[numbers[-1]]).__name__} has no self_attn")
         projector = self.base.get_submodule("multi_modal_projector")
-        return Vision(attention, tuple(layers), tuple(layers[number] for number in numbers), projector, has_cls)
+        return Vision(layers, attentions, numbers, projector, 0 if has_cls else None, int(has_cls))
 
     def encode_smaller(self, pixel_values: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Shrinks by bicubic interpolation with anti-aliasing, and interpolates the tower's position embeddings."""
@@ -68,35 +70,20 @@ class LlavaAdapter(Adapter):
         projected: torch.Tensor = projector.forward(torch.cat(features, dim=-1))
         return projected
 
-    def layouts(self, pixel_values: torch.Tensor, **inputs: Any) -> list[ImageLayout]:
+    def layouts(self, kind: str, counts: Sequence[int], inputs: Mapping[str, Any]) -> list[ImageLayout]:
         """One view an image; the grid follows from the picture's size and the patch size."""
-        if pixel_values.dim() != 4:
-            raise ValueError(f"pixel_values must be (images, channels, height, width), got {tuple(pixel_values.shape)}")
+        pixels = inputs["pixel_values"]
+        if pixels.dim() != 4:
+            raise ValueError(f"pixel_values must be (images, channels, height, width), got {tuple(pixels.shape)}")
         patch = self._patch_size()
-        height, width = pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch
-        return [_grid_layout(height, width)] * pixel_values.shape[0]
+        return [grid_layout(pixels.shape[-2] // patch, pixels.shape[-1] // patch)] * pixels.shape[0]
 
     def typical_layout(self) -> ImageLayout | None:
         """The grid at the tower's own resolution."""
         config: Any = self.model.config
         side = int(config.vision_config.image_size) // self._patch_size()
-        return _grid_layout(side, side)
+        return grid_layout(side, side)
 
     def _patch_size(self) -> int:
         config: Any = self.model.config
         return int(config.vision_config.patch_size)
-
-    def _tower(self) -> nn.Module:
-        tower = self.base.get_submodule("vision_tower")
-        inner = getattr(tower, "vision_model", None)
-        return inner if isinstance(inner, nn.Module) else tower
-
-    def _encoder_layers(self) -> list[nn.Module]:
-        encoder = getattr(self._tower(), "encoder", None)
-        layers = getattr(encoder, "layers", None)
-        if not isinstance(layers, nn.ModuleList):
-            raise ValueError(f"vision tower {type(self._tower()).__name__} has no encoder.layers")
-        return list(layers)
-
-    def _encoder_embeddings(self) -> Any:
-        return getattr(self._tower(), "embeddings", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -19,11 +20,14 @@ class LlavaNextAdapter(LlavaAdapter):
 
     model_types = ("llava_next",)
 
-    def layouts(self, pixel_values: torch.Tensor, **inputs: Any) -> list[ImageLayout]:
+    def layouts(self, kind: str, counts: Sequence[int], inputs: Mapping[str, Any]) -> list[ImageLayout]:
         """Views and unpadding follow from the original sizes, `(images, 2)` as height and width."""
         image_sizes = inputs.get("image_sizes")
         if image_sizes is None:
-            raise ValueError("llava_next needs image_sizes beside pixel_values; pass all that the processor returned")
+            raise ValueError(
+                f"{type(self.model).__name__} needs image_sizes beside pixel_values; pass all that the processor "
+                "returned"
+            )
         config: Any = self.model.config
         view = int(config.vision_config.image_size)
         pinpoints = tuple(tuple(pinpoint) for pinpoint in config.image_grid_pinpoints)

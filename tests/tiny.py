@@ -152,7 +152,7 @@ def anyres_prompt(sizes: list[tuple[int, int]], model: PreTrainedModel, *, seed:
 
     generator = torch.Generator().manual_seed(seed)
     image_sizes = torch.tensor(sizes)
-    layouts = find_adapter(model).layouts(torch.empty(0), image_sizes=image_sizes)
+    layouts = find_adapter(model).layouts("image", [], {"image_sizes": image_sizes})
     rows = []
     for layout in layouts:
         text = torch.randint(3, 298, (9,), generator=generator)

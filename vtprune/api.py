@@ -162,12 +162,13 @@ def _question_side(
     from vtprune.text_tower import load_text_tower
 
     model: Any = adapter.model
-    if not adapter.vision.has_cls:
+    if (reason := adapter.missing.get(Signal.CLIP_TEXT)) is not None:
         raise ValueError(
-            f"{method.name} compares patches with text in CLIP's joint space, but the vision tower of "
-            f"{type(model).__name__} is no CLIP tower with a CLS token; choose another method (vtprune list)"
+            f"{method.name} compares patches with text in CLIP's joint space: {reason}; choose another method "
+            "(vtprune list)"
         )
     tower = load_text_tower(text_tower, model.config.vision_config)
+    assert adapter.vision.projector is not None
     weight = next(adapter.vision.projector.parameters())
     reader = QuestionReader(load_tokenizer(model) if processor is None else processor, adapter.image_token_id)
     return tower.to(weight.device), reader

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from vtprune.costs import DecoderShape, average_tokens, prefill_flops
+from vtprune.costs import DecoderShape, LayerCosts, average_tokens, prefill_flops
 from vtprune.layout import ImageLayout
 from vtprune.pruner import Pruner
 
@@ -153,7 +153,7 @@ class Budget:
         return f"{100 * (self.flops or 0):.12g}% of the language model's prefill FLOPs of each prompt"
 
     def resolve(
-        self, pruner: Pruner, images: Sequence[ImageLayout], shape: DecoderShape, text_tokens: int
+        self, pruner: Pruner, images: Sequence[ImageLayout], shape: DecoderShape | LayerCosts, text_tokens: int
     ) -> list[int]:
         """The `keep` that the method gets for each image of one prompt.
 
@@ -181,7 +181,9 @@ class Budget:
                 keeps.append(pruner.attainable(image, keep))
         return keeps
 
-    def _keeps(self, pruner: Pruner, sizes: list[int], views: int, shape: DecoderShape, text_tokens: int) -> list[int]:
+    def _keeps(
+        self, pruner: Pruner, sizes: list[int], views: int, shape: DecoderShape | LayerCosts, text_tokens: int
+    ) -> list[int]:
         """Divides the budget of one group of images, of `sizes` tokens each, among them."""
         if self.tokens is not None:
             return _share(self.tokens * views, sizes)

@@ -83,6 +83,11 @@ class Chain(Pruner):
         return frozenset().union(*(pruner.signals for pruner in self.pruners))
 
     @property
+    def optional_signals(self) -> frozenset[Signal]:  # type: ignore[override]
+        """All that any of the methods looks at where the model has it."""
+        return frozenset().union(*(pruner.optional_signals for pruner in self.pruners))
+
+    @property
     def training_free(self) -> bool:  # type: ignore[override]
         """Whether all methods are."""
         return all(pruner.training_free for pruner in self.pruners)

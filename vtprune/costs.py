@@ -11,6 +11,28 @@ from typing import Any, Self
 
 
 @dataclass(frozen=True)
+class LayerCosts:
+    """What each layer of a decoder costs, for decoders whose layers differ (experts, recurrent layers).
+
+    Args:
+        linear: For each layer its multiply-adds per token, active experts only.
+        square: For each layer its multiply-adds per pair of tokens; 0 without attention.
+        cached: For each layer the key and value entries cached per token; 0 without attention.
+        head: Multiply-adds of the language model head per position.
+    """
+
+    linear: tuple[int, ...]
+    square: tuple[int, ...]
+    cached: tuple[int, ...]
+    head: int
+
+    @property
+    def layers(self) -> int:
+        """Decoder layers."""
+        return len(self.linear)
+
+
+@dataclass(frozen=True)
 class DecoderShape:
     """The sizes of a dense decoder that decide its cost.
 
@@ -41,6 +63,19 @@ class DecoderShape:
                 raise TypeError(f"DecoderShape: {field.name} must be an integer, got {value!r}")
             if value < 1:
                 raise ValueError(f"DecoderShape: {field.name} must be at least 1, got {value}")
+
+    @property
+    def costs(self) -> LayerCosts:
+        """The same as costs of each layer."""
+        linear = self.hidden * (
+            2 * self.head_dim * (self.heads + self.kv_heads) + self.intermediate * self.mlp_matrices
+        )
+        return LayerCosts(
+            linear=(linear,) * self.layers,
+            square=(2 * self.heads * self.head_dim,) * self.layers,
+            cached=(2 * self.kv_heads * self.head_dim,) * self.layers,
+            head=self.hidden * self.vocab,
+        )
 
     @classmethod
     def from_config(cls, text_config: Any) -> Self:
@@ -84,7 +119,7 @@ class DecoderShape:
         )
 
 
-def prefill_flops(shape: DecoderShape, lengths: Sequence[int], *, batch: int = 1, logits: int = 1) -> int:
+def prefill_flops(shape: DecoderShape | LayerCosts, lengths: Sequence[int], *, batch: int = 1, logits: int = 1) -> int:
     """Floating-point operations of one forward pass over a prompt, two for each multiply-add.
 
     Decoder layer l with n = `lengths[l]` tokens costs 2 (P + A + M), where
@@ -111,15 +146,14 @@ def prefill_flops(shape: DecoderShape, lengths: Sequence[int], *, batch: int = 1
         5088
     """
     _check_lengths(shape, lengths)
-    linear = shape.hidden * (
-        2 * shape.head_dim * (shape.heads + shape.kv_heads) + shape.intermediate * shape.mlp_matrices
-    )
-    square = 2 * shape.heads * shape.head_dim
-    macs = sum(n * linear + n * n * square for n in lengths) + logits * shape.hidden * shape.vocab
-    return 2 * batch * macs
+    costs = shape.costs if isinstance(shape, DecoderShape) else shape
+    layers = zip(lengths, costs.linear, costs.square, strict=True)
+    return 2 * batch * (sum(n * linear + n * n * square for n, linear, square in layers) + logits * costs.head)
 
 
-def kv_bytes(shape: DecoderShape, lengths: Sequence[int], *, batch: int = 1, bytes_per_value: int = 2) -> int:
+def kv_bytes(
+    shape: DecoderShape | LayerCosts, lengths: Sequence[int], *, batch: int = 1, bytes_per_value: int = 2
+) -> int:
     """Bytes of keys and values that a prompt leaves in the cache.
 
     Args:
@@ -132,7 +166,8 @@ def kv_bytes(shape: DecoderShape, lengths: Sequence[int], *, batch: int = 1, byt
         ValueError: Not one length per layer, or a negative one.
     """
     _check_lengths(shape, lengths)
-    return 2 * shape.kv_heads * shape.head_dim * sum(lengths) * batch * bytes_per_value
+    costs = shape.costs if isinstance(shape, DecoderShape) else shape
+    return sum(n * cached for n, cached in zip(lengths, costs.cached, strict=True)) * batch * bytes_per_value
 
 
 def average_tokens(per_layer: Sequence[int | float]) -> float:
@@ -147,7 +182,7 @@ def average_tokens(per_layer: Sequence[int | float]) -> float:
     return sum(per_layer) / len(per_layer)
 
 
-def _check_lengths(shape: DecoderShape, lengths: Sequence[int]) -> None:
+def _check_lengths(shape: DecoderShape | LayerCosts, lengths: Sequence[int]) -> None:
     if len(lengths) != shape.layers:
         raise ValueError(f"got {len(lengths)} lengths for {shape.layers} decoder layers; give one for each layer")
     if lengths and min(lengths) < 0:

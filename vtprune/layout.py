@@ -1,10 +1,10 @@
-"""How the tokens of one image lie in its raster: pure host-side data that adapters fill and methods read."""
+"""How the tokens of one image or video lie in its raster: host-side data that adapters fill and methods read."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate
 
 import torch
@@ -36,8 +36,9 @@ class ImageLayout:
         patches: For each token its index in the encoder's patches of this image, counted through all views
             (`view * patches_per_view + patch`); -1 for newline and separator tokens.
         views: Encoder views (thumbnail and crops) of this image.
-        patches_per_view: Patches that the encoder makes of one view.
+        patches_per_view: Patches that the encoder makes of one view, of the largest one where views differ.
         crops: Rows and columns of crops that follow view 0, a thumbnail; (0, 0) where there are none.
+        shapes: Rows and columns of patches of each view, where views differ in size.
     """
 
     segments: tuple[Segment, ...]
@@ -45,6 +46,7 @@ class ImageLayout:
     views: int
     patches_per_view: int
     crops: tuple[int, int] = (0, 0)
+    shapes: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.patches) != self.tokens:
@@ -71,21 +73,65 @@ class ImageLayout:
         """Rows and columns of patches that the encoder makes of one view; patches of a view count in raster order.
 
         Raises:
-            ValueError: Several views that are not square.
+            ValueError: Several views whose shape cannot be told, neither one rectangle each nor square, or of several
+                shapes.
         """
-        if self.views == 1 and len(self.segments) == 1 and self.segments[0].height * self.segments[0].width:
-            return self.segments[0].height, self.segments[0].width
+        if self.shapes:
+            raise ValueError(f"the image has views of several shapes: {', '.join(map(str, sorted(set(self.shapes))))}")
+        shapes = {(segment.height, segment.width) for segment in self.segments if segment.width}
+        if len(shapes) == 1:
+            height, width = shapes.pop()
+            if height * width == self.patches_per_view:
+                return height, width
         side = math.isqrt(self.patches_per_view)
         if side * side != self.patches_per_view:
             raise ValueError(f"several views of {self.patches_per_view} patches each, which is no square")
         return side, side
 
     @cached_property
+    def view_shapes(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of patches of each view."""
+        return self.shapes or (self.view_shape,) * self.views
+
+    @cached_property
+    def total_patches(self) -> int:
+        """Patches that the encoder makes of the image."""
+        return sum(self._sizes)
+
+    @cached_property
+    def places(self) -> torch.Tensor:
+        """View (or video frame), row and column of each token, `(tokens, 3)`; -1 for newline and separator tokens.
+
+        Example:
+            >>> grid_layout(2, 2).places.tolist()
+            [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]]
+        """
+        patches = torch.tensor(self.patches)
+        view = self._view_of(patches)
+        widths = torch.tensor([width for _, width in self.view_shapes])[view]
+        inside = patches - torch.tensor(self._starts)[view]
+        found = torch.stack([view, inside // widths, inside % widths], dim=1)
+        return found.masked_fill((patches < 0).unsqueeze(1), -1)
+
+    @cached_property
     def view_tokens(self) -> tuple[torch.Tensor, ...]:
         """Token indices that belong to each encoder view, ascending, newline tokens left out."""
         patches = torch.tensor(self.patches)
-        view = torch.where(patches >= 0, patches // self.patches_per_view, -1)
+        view = torch.where(patches >= 0, self._view_of(patches), -1)
         return tuple(torch.nonzero(view == index).flatten() for index in range(self.views))
+
+    @property
+    def _sizes(self) -> list[int]:
+        if self.shapes:
+            return [height * width for height, width in self.shapes]
+        return [self.patches_per_view] * self.views
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return list(accumulate(self._sizes, initial=0))[:-1]
+
+    def _view_of(self, patches: torch.Tensor) -> torch.Tensor:
+        return torch.bucketize(patches.clamp_min(0), torch.tensor(self._starts), right=True) - 1
 
     @cached_property
     def view_rectangles(self) -> tuple[tuple[int, int], ...]:
@@ -99,10 +145,11 @@ class ImageLayout:
             ((3, 7),)
         """
         inside: list[list[int]] = [[] for _ in range(self.views)]
-        for patch in self.patches:
+        patches = torch.tensor(self.patches)
+        for patch, view in zip(self.patches, self._view_of(patches).tolist(), strict=True):
             if patch >= 0:
-                inside[patch // self.patches_per_view].append(patch % self.patches_per_view)
-        return tuple(_rectangle(view, patches, self.view_shape[1]) for view, patches in enumerate(inside))
+                inside[view].append(patch - self._starts[view])
+        return tuple(_rectangle(view, found, self.view_shapes[view][1]) for view, found in enumerate(inside))
 
     @cached_property
     def crop_ends(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -130,7 +177,7 @@ class ImageLayout:
         return any(patch < 0 for patch in self.patches)
 
     def __hash__(self) -> int:
-        return hash((self.segments, self.views, self.patches_per_view))
+        return hash((self.segments, self.views, self.patches_per_view, self.shapes))
 
 
 def _rectangle(view: int, patches: list[int], width: int) -> tuple[int, int]:
@@ -143,6 +190,44 @@ def _rectangle(view: int, patches: list[int], width: int) -> tuple[int, int]:
     return bottom + 1 - top, right + 1 - left
 
 
+@lru_cache(maxsize=1024)
+def join_layouts(parts: tuple[ImageLayout, ...]) -> ImageLayout:
+    """The layout of an image whose views the model encodes as images of their own, in sequence order.
+
+    Example:
+        >>> join_layouts((grid_layout(2, 2), grid_layout(3, 2))).places[-1].tolist()
+        [1, 2, 1]
+    """
+    if len(parts) == 1:
+        return parts[0]
+    patches: list[int] = []
+    start = 0
+    for part in parts:
+        patches += [patch + start if patch >= 0 else -1 for patch in part.patches]
+        start += part.total_patches
+    shapes = tuple(shape for part in parts for shape in part.view_shapes)
+    return ImageLayout(
+        tuple(segment for part in parts for segment in part.segments),
+        tuple(patches),
+        views=len(shapes),
+        patches_per_view=max(part.patches_per_view for part in parts),
+        shapes=shapes if len(set(shapes)) > 1 else (),
+    )
+
+
+@lru_cache(maxsize=1024)
+def video_layout(frames: int, height: int, width: int) -> ImageLayout:
+    """The layout of a video: a view for each frame, one token a patch, frame after frame in raster order.
+
+    Example:
+        >>> video_layout(4, 3, 5).places[-1].tolist()
+        [3, 2, 4]
+    """
+    patches = tuple(range(frames * height * width))
+    return ImageLayout((Segment(height, width),) * frames, patches, views=frames, patches_per_view=height * width)
+
+
+@lru_cache(maxsize=1024)
 def grid_layout(height: int, width: int) -> ImageLayout:
     """The layout of a plain picture: one view, one token a patch, raster order.
 

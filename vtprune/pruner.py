@@ -88,6 +88,8 @@ class Pruner(ABC):
     year: ClassVar[int]
     summary: ClassVar[str]
     signals: ClassVar[frozenset[Signal]] = frozenset()
+    optional_signals: ClassVar[frozenset[Signal]] = frozenset()
+    """What the method looks at where the model has it, such as a CLS token, and does without elsewhere."""
     training_free: ClassVar[bool] = True
     query_aware: ClassVar[bool] = False
     merges: ClassVar[bool] = False

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from vtprune.budget import Budget
-from vtprune.costs import DecoderShape, average_tokens, kv_bytes, prefill_flops
+from vtprune.costs import DecoderShape, LayerCosts, average_tokens, kv_bytes, prefill_flops
 from vtprune.layout import ImageLayout
 
 
@@ -25,6 +25,8 @@ class StageReport:
         kept: For each sample the positions of its surviving visual tokens in the padded prompt, ascending.
         images: For each sample and each of its images the surviving tokens, numbered within the image, ascending.
             Of a merged token this names the one whose place it took.
+        places: Beside `images` where each survivor lies, `(tokens, 3)`: encoder view or video frame, row and column in
+            it; -1 for newline and separator tokens.
         sizes: Beside `images` how many tokens each survivor stands for in attention; `None` for plain attention.
     """
 
@@ -33,6 +35,7 @@ class StageReport:
     after: int
     kept: list[torch.Tensor]
     images: list[list[torch.Tensor]]
+    places: list[list[torch.Tensor]]
     sizes: list[list[torch.Tensor]] | None = None
 
 
@@ -78,7 +81,7 @@ class Report:
         prompt_length: int,
         lengths: Sequence[int],
         batch: int,
-        shape: DecoderShape,
+        shape: DecoderShape | LayerCosts,
         bytes_per_value: int,
     ) -> None:
         self.pruner = pruner
@@ -165,6 +168,7 @@ class Report:
         weights = None if trace.bias is None else trace.bias.cpu().exp()
         kept: list[torch.Tensor] = []
         images: list[list[torch.Tensor]] = []
+        places: list[list[torch.Tensor]] = []
         sizes: list[list[torch.Tensor]] = []
         start, first, number = 0, 0, 0
         for row in self.layouts:
@@ -179,6 +183,7 @@ class Report:
                 positions.append(columns[first + of_image] % self._prompt_length)
                 start, first, number = start + count, first + layout.tokens, number + 1
             images.append(of_row)
+            places.append([layout.places[found] for layout, found in zip(row, of_row, strict=True)])
             kept.append(torch.cat(positions).sort().values if positions else torch.empty(0, dtype=torch.long))
         before, after = sum(trace.before), sum(trace.after)
-        return StageReport(trace.layer, before, after, kept, images, None if weights is None else sizes)
+        return StageReport(trace.layer, before, after, kept, images, places, None if weights is None else sizes)

@@ -45,9 +45,11 @@ def check_fit(engine: Engine) -> None:
     Raises:
         ValueError: The method's layers, its signals or the budget do not fit the model.
     """
-    pruner, budget = engine.pruner, engine.budget
+    pruner, budget, adapter = engine.pruner, engine.budget, engine.adapter
+    _check_signals(engine)
     _check_layers(engine)
-    name = implementation(engine.adapter.attention_module(0))
+    attention = next((found for layer in range(len(engine.layers)) if (found := adapter.attention_module(layer))), None)
+    name = None if attention is None else implementation(attention)
     if pruner.weighs_attention and name not in _ADDITIVE:
         raise ValueError(
             f"{pruner.name} adds to attention logits, which {name!r} cannot; load the model with "
@@ -57,17 +59,27 @@ def check_fit(engine: Engine) -> None:
         raise ValueError(
             f"{pruner.name} has no token count of its own for an adaptive budget; give a number such as 64"
         )
-    if Signal.ENCODER_CLS in pruner.signals and not engine.vision.has_cls:
+    if pruner.merges and adapter.streams:
         raise ValueError(
-            f"{pruner.name} needs the signal 'encoder_cls', but the vision tower of {type(engine.model).__name__} has "
-            "no CLS token; choose a method without it (vtprune list)"
+            f"{pruner.name} makes new tokens, but {type(engine.model).__name__} carries several streams of states for "
+            "each token, and what a new one would be in the others is not defined; choose a method that keeps tokens "
+            "as they are (vtprune list)"
         )
     if (layout := engine.adapter.typical_layout()) is not None and budget.flops is None:
         engine.schedules([layout], 0)
 
 
+def _check_signals(engine: Engine) -> None:
+    for signal in sorted(engine.pruner.signals):
+        if (reason := engine.adapter.missing.get(signal)) is not None:
+            raise ValueError(
+                f"{engine.pruner.name} needs the signal {signal.value!r}: {reason}; choose a method without it "
+                "(vtprune list)"
+            )
+
+
 def _check_layers(engine: Engine) -> None:
-    pruner, depth = engine.pruner, len(engine.layers)
+    pruner, depth, adapter = engine.pruner, len(engine.layers), engine.adapter
     layers = pruner.layers
     if list(layers) != sorted(layers) or not layers:
         raise ValueError(f"{pruner.name}: stages must be at ascending layers, got {layers}")
@@ -76,14 +88,34 @@ def _check_layers(engine: Engine) -> None:
             f"{pruner.name} prunes before decoder layer {layers[-1] if layers[0] >= 0 else layers[0]}, but "
             f"{type(engine.model).__name__} has layers 0 to {depth - 1}; choose a layer in that range"
         )
-    behind = DECODER_STATES | UNROTATED
-    if 0 in engine.stages_with(behind):
+    if layers[-1] > adapter.last_stage:
         raise ValueError(
-            f"{pruner.name} looks at the decoder layer before its stage, so its layer must be 1 or more, got 0"
+            f"{pruner.name} prunes before decoder layer {layers[-1]}, but in {type(engine.model).__name__} later "
+            f"layers attend to the keys that layer {adapter.last_stage} made and must see the same tokens; choose "
+            f"layers up to {adapter.last_stage}"
         )
-    for stage, layer in enumerate(layers[1:], start=1):
-        if layer == layers[stage - 1] and pruner.stage_signals(stage) & behind:
+    behind = DECODER_STATES | UNROTATED
+    for layer in sorted(engine.stages_with(behind)):
+        if adapter.attention_before(layer) is None:
+            first = next(number for number in range(depth) if adapter.attention_module(number)) + 1
             raise ValueError(
-                f"{pruner.name}: a stage before layer {layer} looks at layer {layer - 1}, which saw tokens that "
-                "another stage before the same layer removes; give one of them another layer"
+                f"{pruner.name} looks at attention in a decoder layer before its stage at layer {layer}, but there is "
+                f"none; its layer must be {first} or more in {type(engine.model).__name__}"
+            )
+    for layer in sorted(engine.stages_with(NEXT)):
+        if adapter.attention_module(layer) is None:
+            able = [str(number) for number in range(depth) if adapter.attention_module(number)]
+            raise ValueError(
+                f"{pruner.name} looks at attention of decoder layer {layer} itself, which is recurrent in "
+                f"{type(engine.model).__name__}; layers with attention are {', '.join(able)}"
+            )
+    for stage, layer in enumerate(layers[1:], start=1):
+        if not pruner.stage_signals(stage) & behind:
+            continue
+        seen = adapter.attention_before(layer)
+        assert seen is not None
+        if any(seen < other <= layer for other in layers[:stage]):
+            raise ValueError(
+                f"{pruner.name}: a stage before layer {layer} looks at layer {seen}, which saw tokens that another "
+                "stage in between removes; give one of them another layer"
             )

@@ -16,16 +16,17 @@ from vtprune.budget import Budget
 from vtprune.engine.cache_names import cache_in
 from vtprune.engine.cache_state import CacheState, state_of
 from vtprune.engine.checks import DECODER_STATES, NEXT, UNROTATED, check_fit, named_encoder_layers
+from vtprune.engine.images import Images, assign_images
 from vtprune.engine.run import Run
 from vtprune.engine.sequence import Tokens
 from vtprune.engine.taps import AttentionStates, watch
-from vtprune.engine.vision import VisionRecord, hash_pixels
+from vtprune.engine.vision import VisionRecord, hash_pictures
 from vtprune.layout import ImageLayout
 from vtprune.pruner import Pruner, Signal
 from vtprune.reporting import Report
 
 if TYPE_CHECKING:
-    from vtprune.adapters.base import Adapter
+    from vtprune.adapters.base import Adapter, Placeholder
     from vtprune.question import QuestionReader
     from vtprune.text_tower import TextTower
 
@@ -38,18 +39,21 @@ _ENCODER_STATES = frozenset({Signal.ENCODER_ATTENTION, Signal.ENCODER_KEYS})
 class _Prompt:
     """What the model's entry tells about a pass before its decoder runs."""
 
-    visual: torch.Tensor
-    record: VisionRecord | None
     ids: torch.Tensor | None
+    embeddings: torch.Tensor | None
+    mask: torch.Tensor | None
+    has_images: bool
 
 
 class _Local(threading.local):
     """The pass that this thread is in; several threads may run one wrapped model."""
 
-    prompt: _Prompt | None = None
-    record: VisionRecord | None = None
-    run: Run | None = None
-    left: Tokens | None = None  # of the pass that just ended; not the pass itself, which holds large states
+    def __init__(self) -> None:
+        self.prompt: _Prompt | None = None
+        self.open: VisionRecord | None = None
+        self.records: list[VisionRecord] = []
+        self.run: Run | None = None
+        self.left: Tokens | None = None  # of the pass that just ended; not the pass itself, which holds large states
 
 
 class Engine:
@@ -91,6 +95,7 @@ class Engine:
         self.layers = adapter.layers
         self.shape = adapter.shape
         self.vision = adapter.vision
+        self.signals = pruner.signals | (pruner.optional_signals - adapter.missing.keys())
         self.last_report: Report | None = None
         self._local = _Local()
         self._undo: list[Callable[[], None]] = []
@@ -113,7 +118,9 @@ class Engine:
         return {layer for stage, layer in enumerate(layers) if self.pruner.stage_signals(stage) & signals}
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
-        """Encoder features to decoder width, without being recorded."""
+        """Encoder features to decoder width, without being recorded; features after a merge have it already."""
+        if self.vision.projector is None:
+            return features
         projected: torch.Tensor = self.vision.projector.forward(features)
         return projected
 
@@ -150,45 +157,55 @@ class Engine:
             self._undo.pop()()
 
     def _attach_vision(self) -> None:
-        base = self.adapter.base
-        signals = self.pruner.signals
-        encode: Any = getattr(base, "get_image_features", None)
-        if not callable(encode):
-            raise ValueError(f"{type(base).__name__} has no get_image_features, where image signals are collected")
+        base, signals = self.adapter.base, self.signals
         self._entry_arguments = tuple(inspect.signature(base.forward).parameters)
         self._add(base.register_forward_pre_hook(_eager(self._enter_model), with_kwargs=True))
-        parameters = inspect.signature(encode)
-
-        @functools.wraps(encode)
-        def get_image_features(*args: Any, **kwargs: Any) -> Any:
-            return self._encode(encode, parameters.bind(*args, **kwargs).arguments, args, kwargs)
-
-        base.__dict__["get_image_features"] = _eager(get_image_features)
-        self._undo.append(lambda: base.__dict__.pop("get_image_features", None))
-        if Signal.ENCODER_FEATURES in signals:
+        for placeholder in self.adapter.placeholders:
+            self._attach_encoder(base, placeholder)
+        if Signal.ENCODER_FEATURES in signals and self.vision.projector is not None:
             self._add(self.vision.projector.register_forward_pre_hook(_eager(self._see_features)))
         if Signal.ENCODER_CLS in signals:
             for layer in self.vision.feature_layers:
                 self._add(layer.register_forward_hook(_eager(self._see_cls)))
-        if signals & _ENCODER_STATES:
-            self._undo.append(watch(self.vision.attention, self._see_encoder_attention))
-        for number in set(self.encoder_layers):
+        watched = set(self.encoder_layers)
+        for number in self.encoder_layers:
             layer = self.vision.layers[number]
             self._add(layer.register_forward_hook(_eager(functools.partial(self._see_encoder_output, number))))
-            watcher = functools.partial(self._see_encoder_layer, number)
-            self._undo.append(watch(layer.get_submodule("self_attn"), watcher))
+        if signals & _ENCODER_STATES:
+            watched.add(self.vision.features[-1])
+        for number in watched:
+            watcher = functools.partial(self._see_encoder_attention, number)
+            self._undo.append(watch(self.vision.attentions[number], watcher))
+
+    def _attach_encoder(self, base: nn.Module, placeholder: Placeholder) -> None:
+        encode: Any = getattr(base, placeholder.encode)
+        parameters = inspect.signature(encode)
+
+        @functools.wraps(encode)
+        def get_features(*args: Any, **kwargs: Any) -> Any:
+            given = parameters.bind(*args, **kwargs).arguments
+            return self._encode(placeholder.kind, encode, given, args, kwargs)
+
+        base.__dict__[placeholder.encode] = _eager(get_features)
+        self._undo.append(lambda: base.__dict__.pop(placeholder.encode, None))
 
     def _attach_decoder(self) -> None:
         decoder = self.adapter.decoder
         self._add(decoder.register_forward_pre_hook(_eager(self._enter_decoder), with_kwargs=True))
         self._add(decoder.register_forward_hook(_eager(self._leave_decoder), always_call=True))
         for number, layer in enumerate(self.layers):
-            hook = functools.partial(self._before_layer, number)
+            names = tuple(inspect.signature(layer.forward).parameters)
+            hook = functools.partial(self._before_layer, number, names)
             self._add(layer.register_forward_pre_hook(_eager(hook), with_kwargs=True))
-        behind = {layer - 1 for layer in self.stages_with(DECODER_STATES | UNROTATED)}
+            if self.adapter.injections:
+                self._add(layer.register_forward_hook(_eager(functools.partial(self._after_layer, number))))
+        behind = {self.adapter.attention_before(layer) for layer in self.stages_with(DECODER_STATES | UNROTATED)}
         for number in behind | self.stages_with(NEXT):
+            attention = None if number is None else self.adapter.attention_module(number)
+            assert number is not None
+            assert attention is not None
             watcher = functools.partial(self._see_decoder_attention, number)
-            self._undo.append(watch(self.adapter.attention_module(number), watcher))
+            self._undo.append(watch(attention, watcher))
 
     def _attach_loss(self) -> None:
         model: Any = self.model
@@ -215,49 +232,55 @@ class Engine:
         self._undo.append(handle.remove)
 
     def _encode(
-        self, encode: Callable[..., Any], arguments: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        kind: str,
+        encode: Callable[..., Any],
+        arguments: dict[str, Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         """Runs the vision tower with a record open, which then rides on its output."""
+        local = self._local
+        if local.open is not None:
+            return encode(*args, **kwargs)  # videos encoded as images, by the method for images
         arguments = {**arguments, **arguments.pop("kwargs", {})}
-        pixel_values = arguments.pop("pixel_values")
-        record = VisionRecord(self.adapter.layouts(pixel_values, **arguments), self.vision.has_cls)
-        if Signal.IMAGE_HASH in self.pruner.signals:
-            record.image_hash = hash_pixels(pixel_values)
-        if Signal.PIXELS in self.pruner.signals:
-            record.pixels = pixel_values
-        self._local.record = record
-        output = encode(*args, **kwargs)
-        found = _feature_rows(output)
+        record = local.open = VisionRecord(self.adapter, kind, arguments)
+        try:
+            output = encode(*args, **kwargs)
+        finally:
+            local.open = None
+        counts = _feature_counts(output)
+        record.layouts = self.adapter.layouts(kind, counts, arguments)
         expected = sum(layout.tokens for layout in record.layouts)
-        if found is not None and found != expected:
+        if counts and sum(counts) != expected:
             raise RuntimeError(
-                f"{type(self.adapter).__name__} expected {expected} visual tokens, the model made {found}; "
+                f"{type(self.adapter).__name__} expected {expected} visual tokens, the model made {sum(counts)}; "
                 "this is a bug in the adapter or an unsupported setting of the model"
             )
+        if Signal.IMAGE_HASH in self.signals:
+            pictures = self.adapter.pictures(record.pixels, record.layouts, arguments)
+            record.image_hash = hash_pictures(pictures, record.layouts)
+        local.records = [*(other for other in local.records if other.kind != kind), record]
         if not isinstance(output, torch.Tensor | tuple | list):
             object.__setattr__(output, _RECORD, record)
         return output
 
     def _see_features(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if self._local.record is not None and args:
-            self._local.record.features = args[0]
+        if self._local.open is not None and args:
+            self._local.open.features = args[0]
 
     def _see_cls(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self._local.record is not None:
+        if self._local.open is not None:
             states = output if isinstance(output, torch.Tensor) else output[0]
-            self._local.record.cls.append(states[:, 0])
+            self._local.open.cls_states.append(states[:, self.vision.cls or 0])
 
-    def _see_encoder_attention(self, states: AttentionStates) -> None:
-        if self._local.record is not None:
-            self._local.record.states = states
-
-    def _see_encoder_layer(self, layer: int, states: AttentionStates) -> None:
-        if self._local.record is not None:
-            self._local.record.layer_states[layer] = states
+    def _see_encoder_attention(self, layer: int, states: AttentionStates) -> None:
+        if self._local.open is not None:
+            self._local.open.calls.setdefault(layer, []).append(states)
 
     def _see_encoder_output(self, layer: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self._local.record is not None:
-            self._local.record.layer_outputs[layer] = output if isinstance(output, torch.Tensor) else output[0]
+        if self._local.open is not None:
+            self._local.open.outputs[layer] = output if isinstance(output, torch.Tensor) else output[0]
 
     def _see_decoder_attention(self, layer: int, states: AttentionStates) -> None:
         if self._local.run is not None:
@@ -265,87 +288,105 @@ class Engine:
             self._local.run.keep_states(layer, states)
 
     def _enter_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Finds the placeholders of a pass that brings images."""
+        """Takes down what the decoder will not be told: token ids, plain padding, and whether there are images."""
         local = self._local
-        local.prompt = local.record = local.run = local.left = None
+        local.prompt = local.open = local.run = local.left = None
+        local.records = []
         given = {**dict(zip(self._entry_arguments, args, strict=False)), **kwargs}
-        ids, embeddings = given.get("input_ids"), given.get("inputs_embeds")
-        encoded = (given.get("mm_encoder_outputs") or {}).get("image")
-        has_images = given.get("pixel_values") is not None or encoded is not None
-        source = embeddings if ids is None else ids
-        if source is None or (not has_images and source.shape[1] == 1):
-            return
-        visual = self._placeholders(ids, embeddings)
-        if not has_images:
-            if bool(visual.any()):
-                raise ValueError(
-                    "the prompt holds image placeholder tokens but pixel_values is missing; pass everything the "
-                    "processor returned, or remove the placeholders"
-                )
-            return
-        record = None
-        if encoded is not None:
+        has_images = any(name.startswith("pixel_values") and value is not None for name, value in given.items())
+        for encoded in (given.get("mm_encoder_outputs") or {}).values():
             record = getattr(encoded, _RECORD, None)
-            if record is None or _feature_rows(encoded) is None:
+            if record is None or not _feature_counts(encoded):
                 raise ValueError(
                     "image features were computed before the model was wrapped, or split for chunked prefill; compute "
                     "them with the wrapped model and leave prefill_chunk_size unset"
                 )
-        local.prompt = _Prompt(visual, record, ids if Signal.CLIP_TEXT in self.pruner.signals else None)
+            local.records.append(record)
+        mask = given.get("attention_mask")
+        local.prompt = _Prompt(
+            given.get("input_ids"),
+            given.get("inputs_embeds"),
+            mask if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None,
+            has_images or bool(local.records),
+        )
 
-    def _placeholders(self, ids: torch.Tensor | None, embeddings: torch.Tensor | None) -> torch.Tensor:
-        if ids is not None:
-            return ids == self.adapter.image_token_id
-        assert embeddings is not None
-        model: Any = self.model
-        number = torch.full((), self.adapter.image_token_id, dtype=torch.long, device=embeddings.device)
-        placeholder: torch.Tensor = model.get_input_embeddings()(number)
-        return (embeddings == placeholder).all(-1)
+    def _placeholders(self, prompt: _Prompt, kinds: Sequence[str]) -> torch.Tensor | None:
+        """Where the placeholders of some kinds of input stand in a prompt; `None` for a single new token."""
+        tokens = [placeholder.token for placeholder in self.adapter.placeholders if placeholder.kind in kinds]
+        source = prompt.embeddings if prompt.ids is None else prompt.ids
+        if source is None or (not prompt.has_images and source.shape[1] == 1):
+            return None
+        if prompt.ids is not None:
+            found = [prompt.ids == token for token in tokens]
+        else:
+            model: Any = self.model
+            embed = model.get_input_embeddings()
+            numbers = [torch.full((), token, dtype=torch.long, device=source.device) for token in tokens]
+            found = [(source == embed(number)).all(-1) for number in numbers]
+        return functools.reduce(torch.logical_or, found)
 
     def _enter_decoder(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Opens a run if this pass prunes, or continues a cache that was pruned."""
         local = self._local
-        prompt, record = local.prompt, local.record
-        local.prompt = local.record = local.run = local.left = None
+        prompt, records = local.prompt, local.records
+        local.prompt = local.run = local.left = None
+        local.records = []
         embeddings = kwargs.get("inputs_embeds")
         if embeddings is None:
             return None
+        visual = None if prompt is None else self._visual(prompt, records)
         cache = cache_in(kwargs)
-        state = self._cached_state(cache, prompt is not None)
-        if prompt is None and (state is None or not state.boundaries):
+        state = self._cached_state(cache, visual is not None)
+        if visual is None and (state is None or not state.boundaries):
             if embeddings.shape[1] > 1 and (cache is None or _is_empty(cache)):
                 self.last_report = None  # a prompt without images: there is nothing to tell of it
             return None
-        rows: list[int] = []
-        sources: list[int] = []
-        if prompt is not None:
-            record = prompt.record or record
-            if record is None:
-                raise RuntimeError(f"{type(module).__name__} got images but its vision tower was not seen running")
-            rows, sources = self._assign(prompt.visual, record)
+        ids = None if prompt is None else prompt.ids
+        images = Images()
+        if visual is not None:
+            tokens = {placeholder.kind: placeholder.token for placeholder in self.adapter.placeholders}
+            images = assign_images(visual, records, ids, tokens, self.adapter.borders, self.images_per_prompt)
+        mask = kwargs.get("attention_mask")
+        if state is not None and kwargs.get("position_ids") is None:
+            # The decoder would count from the length of its first layer's cache, which may have been pruned.
+            positions = torch.arange(state.seen, state.seen + embeddings.shape[1], device=embeddings.device)
+            kwargs["position_ids"] = positions.unsqueeze(0)
         run = Run(
             self,
             embeddings=embeddings,
             cache=cache,
             state=state,
-            mask=kwargs.get("attention_mask"),
-            visual=None if prompt is None else prompt.visual,
-            record=record if prompt is not None else None,
-            rows=rows,
-            sources=sources,
-            ids=None if prompt is None else prompt.ids,
+            mask=mask if prompt is None or prompt.mask is None else prompt.mask,
+            visual=visual,
+            images=images,
+            positions=kwargs.get("position_ids"),
+            ids=ids if visual is not None and Signal.CLIP_TEXT in self.signals else None,
         )
-        if state is not None and kwargs.get("position_ids") is None:
-            # The decoder would count from the length of its first layer's cache, which may have been pruned.
-            positions = torch.arange(state.seen, state.seen + run.length, device=embeddings.device)
-            kwargs["position_ids"] = positions.unsqueeze(0)
+        if run.is_active:
+            for name in self.adapter.injections:
+                run.inject(kwargs.get(name))
+                kwargs[name] = None
         if any(getattr(layer, "gradient_checkpointing", False) for layer in self.layers) and module.training:
             # Recomputation in the backward pass runs the layer hooks again, after the run is over.
             kwargs[_RUN] = run
         local.run = run
         return args, kwargs
+
+    def _visual(self, prompt: _Prompt, records: Sequence[VisionRecord]) -> torch.Tensor | None:
+        """Placeholders of the images that this pass brings; `None` where it brings none."""
+        if records:
+            return self._placeholders(prompt, [record.kind for record in records])
+        if prompt.has_images:
+            raise RuntimeError(f"{type(self.model).__name__} got images but its vision tower was not seen running")
+        stray = self._placeholders(prompt, [placeholder.kind for placeholder in self.adapter.placeholders])
+        if stray is not None and bool(stray.any()):
+            raise ValueError(
+                "the prompt holds image placeholder tokens but pixel_values is missing; pass everything the processor "
+                "returned, or remove the placeholders"
+            )
+        return None
 
     def _cached_state(self, cache: Any, has_images: bool) -> CacheState | None:
         state = state_of(cache)
@@ -357,55 +398,19 @@ class Engine:
         seen = int(cache.get_seq_length())
         return CacheState(seen=seen) if seen else None
 
-    def _assign(self, visual: torch.Tensor, record: VisionRecord) -> tuple[list[int], list[int]]:
-        """Row and record number of each image of the batch, in prompt order.
-
-        Beam search repeats prompts after the tower has run; each repetition refers to the same image of the record.
-        """
-        batch, images = visual.shape[0], len(record.layouts)
-        if batch == 1:
-            return [0] * images, list(range(images))
-        if self.images_per_prompt is not None:
-            each = self.images_per_prompt
-            if batch * each % images:
-                raise ValueError(f"images_per_prompt={each} was promised, but {images} images came for {batch} prompts")
-            copies = batch * each // images
-            return (
-                [row for row in range(batch) for _ in range(each)],
-                [row // copies * each + image for row in range(batch) for image in range(each)],
-            )
-        per_row = [int(count) for count in visual.sum(1).tolist()]
-        total = sum(layout.tokens for layout in record.layouts)
-        copies = max(1, sum(per_row) // total)
-        rows: list[int] = []
-        sources: list[int] = []
-        start = 0
-        for first in range(0, batch, copies):
-            end, room = start, per_row[first]
-            while room > 0 and end < images:
-                room -= record.layouts[end].tokens
-                end += 1
-            for row in range(first, min(first + copies, batch)):
-                rows += [row] * (end - start)
-                sources += range(start, end)
-            if room:
-                raise ValueError(
-                    f"the {per_row[first]} placeholder tokens of prompt {first} are not those of whole images; "
-                    "pass the prompts and images as the processor returned them"
-                )
-            start = end
-        return rows, sources
-
     def _before_layer(
-        self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, number: int, names: tuple[str, ...], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         run = kwargs.pop(_RUN, None) or self._local.run
         if run is None or not run.is_active:
             return None
-        if args:
-            return (run.before_layer(number, args[0], kwargs), *args[1:]), kwargs
-        kwargs["hidden_states"] = run.before_layer(number, kwargs["hidden_states"], kwargs)
-        return args, kwargs
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        hidden = run.before_layer(number, given.pop(names[0]), given)
+        return (hidden,), given
+
+    def _after_layer(self, number: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        run = self._local.run
+        return output if run is None or not run.is_active else run.after_layer(number, output)
 
     def _leave_decoder(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         run, self._local.run = self._local.run, None
@@ -419,14 +424,16 @@ def _is_empty(cache: Any) -> bool:
     return isinstance(length, int) and length == 0
 
 
-def _feature_rows(output: Any) -> int | None:
-    """Rows of the image features in the tower's output, as far as they can be counted."""
-    features = getattr(output, "pooler_output", output)
+def _feature_counts(output: Any) -> list[int]:
+    """Tokens of each entry of the image features, one number if they are not separated; none if they are not there."""
+    features = getattr(output, "pooler_output", None)
+    if features is None:
+        features = output
     if isinstance(features, torch.Tensor):
-        return int(features.shape[:-1].numel())
+        return [int(features.shape[0])] if features.dim() == 2 else [int(features.shape[-2])] * features.shape[0]
     if isinstance(features, list | tuple) and all(isinstance(part, torch.Tensor) for part in features):
-        return sum(int(part.shape[0]) for part in features)
-    return None
+        return [int(part.shape[:-1].numel()) for part in features]
+    return []
 
 
 def _eager(function: Callable[..., Any]) -> Callable[..., Any]:

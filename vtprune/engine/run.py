@@ -9,18 +9,26 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.attention.flex_attention import BlockMask
 
 from vtprune.engine.cache_names import cache_in
 from vtprune.engine.cache_state import CachedTokens, CacheState, attach_state
 from vtprune.engine.checks import DECODER_STATES, UNROTATED
+from vtprune.engine.images import Images
 from vtprune.engine.peek import Peek
 from vtprune.engine.query_rows import attention_from
 from vtprune.engine.selection import Step, prune_images
 from vtprune.engine.sequence import Tokens, start_tokens
-from vtprune.engine.taps import AttentionStates
-from vtprune.engine.views import View, allowed_columns, gather_embeddings, weighed_mask
-from vtprune.engine.vision import VisionRecord
-from vtprune.layout import ImageLayout
+from vtprune.engine.taps import AttentionStates, implementation
+from vtprune.engine.views import (
+    View,
+    allowed_columns,
+    gather_block_mask,
+    gather_embeddings,
+    gather_others,
+    weighed_mask,
+)
+from vtprune.ops.positions import closed_positions
 from vtprune.pruner import Signal
 from vtprune.reporting import Report, StageTrace
 
@@ -39,9 +47,8 @@ class Run:
         state: What is known about the tokens in that cache.
         mask: The attention mask it was given, in any form.
         visual: Placeholder positions, `(batch, length)`, when this pass brings images.
-        record: The vision run whose images they are.
-        rows: Row of each image.
-        sources: For each image its number in the record.
+        images: The images they belong to.
+        positions: The decoder's `position_ids`, in the form in which it was given them.
         ids: The prompt's token ids, `(batch, length)`, where the method reads the question.
     """
 
@@ -54,25 +61,26 @@ class Run:
         state: CacheState | None,
         mask: Any,
         visual: torch.Tensor | None,
-        record: VisionRecord | None,
-        rows: Sequence[int],
-        sources: Sequence[int],
+        images: Images,
+        positions: torch.Tensor | None = None,
         ids: torch.Tensor | None = None,
     ) -> None:
         self.engine = engine
-        self.embeddings = embeddings if Signal.TEXT_EMBEDDINGS in engine.pruner.signals else None
+        after_merge = engine.vision.projector is None and Signal.ENCODER_FEATURES in engine.signals
+        self.embeddings = embeddings if after_merge or Signal.TEXT_EMBEDDINGS in engine.signals else None
         self.bytes_per_value = embeddings.element_size()
-        self.record = record
-        self.sources = list(sources)
-        self.rows = list(rows)
+        self.images = images
+        self.rows = images.rows
+        self.layouts = images.layouts
         self.batch, self.length = embeddings.shape[:2]
-        self.layouts: list[ImageLayout] = [] if record is None else [record.layouts[source] for source in sources]
         if visual is None:
             visual = torch.zeros(self.batch, self.length, dtype=torch.bool, device=embeddings.device)
         self.visual = visual
         self.with_gradient = torch.is_grad_enabled()
         self.peek = Peek()
         self._ids = ids
+        self._positions = positions
+        self._injected: list[torch.Tensor] = []
         self._cache = cache
         self._state = state or CacheState()
         self._allowed = allowed_columns(mask, self._state, self._seen, self.length)
@@ -84,7 +92,7 @@ class Run:
         self._start: Tokens | None = start_tokens(self.visual, self.rows, self.counts) if self._plan else None
         self._before: dict[int, Tokens] = {}
         self._entered: dict[int, Tokens | None] = {}
-        self._views: dict[tuple[int, str, int, int], View] = {}
+        self._views: dict[tuple[int, tuple[str, bool], int, int], View] = {}
         self._cached: dict[int, CachedTokens] = {}
         self._states: dict[int, AttentionStates] = {}
         self._unrotated: dict[int, AttentionStates] = {}
@@ -113,7 +121,14 @@ class Run:
     @property
     def taps(self) -> set[int]:
         """Decoder layers whose query and key states a stage of this pass needs."""
-        return {layer - 1 for layer in self._plan if layer in self.engine.stages_with(DECODER_STATES)}
+        stages = self.engine.stages_with(DECODER_STATES)
+        return {self.attention_before(layer) for layer in self._plan if layer in stages}
+
+    def attention_before(self, layer: int) -> int:
+        """The decoder layer whose queries and keys a stage before `layer` looks at: the last one with attention."""
+        number = self.engine.adapter.attention_before(layer)
+        assert number is not None
+        return number
 
     @cached_property
     def question(self) -> TextEmbeddings:
@@ -157,13 +172,14 @@ class Run:
             self._states[layer] = states
 
     def states_before(self, layer: int) -> AttentionStates:
-        """Query and key states of decoder layer `layer - 1`."""
-        if layer - 1 not in self._states:
+        """Query and key states of the last decoder layer with attention before `layer`."""
+        number = self.attention_before(layer)
+        if number not in self._states:
             raise RuntimeError(
-                f"the attention of decoder layer {layer - 1} was not seen; was the attention implementation changed "
+                f"the attention of decoder layer {number} was not seen; was the attention implementation changed "
                 "after wrapping? Unwrap, change it, wrap again"
             )
-        return self._states[layer - 1]
+        return self._states[number]
 
     def cached_before(self, layer: int) -> int:
         """Slots that `layer` had cached before this pass."""
@@ -171,8 +187,8 @@ class Run:
         return self._seen if cached is None else cached.columns.shape[1] + self._seen - cached.end
 
     def unrotated_before(self, layer: int) -> AttentionStates:
-        """Query and key states of decoder layer `layer - 1` without rotary."""
-        return self._unrotated[layer - 1]
+        """Query and key states of the last decoder layer with attention before `layer`, without rotary."""
+        return self._unrotated[self.attention_before(layer)]
 
     def last_token_attention(self, states: AttentionStates, layer: int, tokens: Tokens, first: int) -> torch.Tensor:
         """Attention of each row's last token in a decoder layer, `(rows, heads, keys)`.
@@ -202,18 +218,38 @@ class Run:
         """
         if layer in self._boundaries:
             hidden = self._enter(layer, hidden, kwargs)
-        ahead_of_stage = layer + 1 in self._plan and layer not in self._unrotated
-        if ahead_of_stage and layer + 1 in self.engine.stages_with(UNROTATED):
+        if layer in self._unrotated_layers and layer not in self._unrotated:
             tokens = self._entered.get(layer, self._current)
             self._unrotated[layer] = self._ahead(layer, tokens, hidden, kwargs, rotated=False)
-        view = self._view_at(layer, hidden, kwargs)
-        if view is not None:
+        boundary = self._boundary_of(layer)
+        if boundary is not None:
+            view = self._view_at(layer, boundary, hidden, kwargs)
             kwargs["attention_mask"] = view.attention_mask
             if "position_embeddings" in kwargs:
                 kwargs["position_embeddings"] = view.position_embeddings
             if kwargs.get("position_ids") is not None:
                 kwargs["position_ids"] = view.position_ids
+            tokens = self._entered[boundary]
+            if tokens is not None:
+                kwargs.update(gather_others(kwargs, tokens, self.length))
         return hidden
+
+    def inject(self, features: Sequence[torch.Tensor] | None) -> None:
+        """Takes over features of all visual tokens that the decoder would add after its first layers."""
+        self._injected = list(features or ())
+
+    def after_layer(self, layer: int, output: Any) -> Any:
+        """Adds what was to be added after this layer to the visual tokens that are left."""
+        if layer >= len(self._injected):
+            return output
+        hidden = output if isinstance(output, torch.Tensor) else output[0]
+        boundary = self._boundary_of(layer)
+        tokens = self._start if boundary is None else self._entered[boundary]
+        assert tokens is not None
+        tokens = tokens.to(hidden.device)
+        added = self._injected[layer].to(hidden.device, hidden.dtype)[tokens.numbers]
+        hidden = hidden.flatten(0, 1).index_add(0, tokens.slots, added).view_as(hidden)
+        return hidden if isinstance(output, torch.Tensor) else (hidden, *output[1:])
 
     def finish(self) -> None:
         """Writes down what the cache now holds, and the report."""
@@ -225,6 +261,16 @@ class Run:
                 state.padding = self._allowed
         if self.layouts:
             self.engine.last_report = self._report()
+
+    @cached_property
+    def _unrotated_layers(self) -> set[int]:
+        """Layers that a stage of this pass wants to see without rotary."""
+        return {self.attention_before(layer) for layer in self.engine.stages_with(UNROTATED) if layer in self._plan}
+
+    def _boundary_of(self, layer: int) -> int | None:
+        """The last boundary that was entered up to a layer."""
+        below = [boundary for boundary in self._entered if boundary <= layer]
+        return max(below) if below else None
 
     def _steps(self) -> dict[int, list[Step]]:
         """For each decoder layer the stages before it that remove something."""
@@ -284,13 +330,16 @@ class Run:
         With rotary the keys cached before this pass stand in front, as attention would see them.
         """
         adapter = self.engine.adapter
-        embeddings = self._position_embeddings(tokens, hidden, kwargs, self._state.at(layer))
+        past = self._state.at(layer)
+        embeddings = self._position_embeddings(layer, tokens, hidden, kwargs, past)
         arguments = {
             **kwargs,
             "attention_mask": None,
             "position_embeddings": embeddings if rotated else adapter.without_rotation(embeddings),
-            "position_ids": self._position_ids(tokens, hidden, kwargs),
+            "position_ids": self._position_ids(layer, tokens, hidden, kwargs, past),
         }
+        if tokens is not None:
+            arguments.update(gather_others(kwargs, tokens, self.length))
         states = self.peek.states(layer, self.engine.layers[layer], hidden, arguments)
         before = self.cached_before(layer) if rotated else 0
         if before:
@@ -298,20 +347,23 @@ class Run:
             states = replace(states, keys=torch.cat([cached.to(states.keys.dtype), states.keys], dim=2))
         return states
 
-    def _view_at(self, layer: int, hidden: torch.Tensor, kwargs: dict[str, Any]) -> View | None:
+    def _view_at(self, layer: int, boundary: int, hidden: torch.Tensor, kwargs: dict[str, Any]) -> View:
         """The arguments for a layer; layers of one kind that got the same arguments share theirs."""
-        below = [boundary for boundary in self._entered if boundary <= layer]
-        if not below:
-            return None
-        boundary = max(below)
         replaced = (kwargs.get("attention_mask"), kwargs.get("position_embeddings"), kwargs.get("position_ids"))
-        key = boundary, self.engine.adapter.layer_kind(layer), id(replaced[0]), id(replaced[1])
+        adapter = self.engine.adapter
+        kind = adapter.layer_kind(layer), adapter.is_recurrent(layer)
+        key = boundary, kind, id(replaced[0]), id(replaced[1])
         if key not in self._views:
             tokens = self._entered[boundary]
+            past = self._state.at(boundary)
+            if adapter.is_recurrent(layer):
+                mask = self._recurrent_mask(tokens, hidden, kwargs, self._cached[boundary])
+            else:
+                mask = self._mask(layer, tokens, hidden, kwargs, self._cached[boundary])
             self._views[key] = View(
-                attention_mask=self._mask(layer, tokens, hidden, kwargs, self._cached[boundary]),
-                position_embeddings=self._position_embeddings(tokens, hidden, kwargs, self._state.at(boundary)),
-                position_ids=self._position_ids(tokens, hidden, kwargs),
+                attention_mask=mask,
+                position_embeddings=self._position_embeddings(layer, tokens, hidden, kwargs, past),
+                position_ids=self._position_ids(layer, tokens, hidden, kwargs, past),
                 replaced=replaced,
             )
         return self._views[key]
@@ -338,9 +390,11 @@ class Run:
         elif bias is not None and self._seen:
             bias = torch.nn.functional.pad(bias, (columns.shape[1] - tokens.length, 0))
         shift = None if past is None else past.shift
-        if self.engine.positions == "pack" and tokens.removed is not None:
-            total = tokens.removed[:, -1:]
-            shift = total if shift is None else shift + total
+        if self._is_packed(tokens):
+            assert tokens.removed is not None
+            grid = self._grid_positions
+            gone = tokens.removed[:, -1:] if grid is None else self._closed(tokens).amax(dim=(0, 2)).unsqueeze(1)
+            shift = gone if shift is None else shift + gone
         fillers = tokens.valid is not None or (past is not None and past.fillers)
         return CachedTokens(columns, self._seen + self.length, fillers, shift, bias)
 
@@ -375,42 +429,96 @@ class Run:
                 return tokens.square_mask(ready, keys)
             if isinstance(ready, torch.Tensor) and ready.dim() == 2:
                 return self._keys(cached)
+            if isinstance(ready, BlockMask):
+                return gather_block_mask(ready, tokens)
         allowed = self._keys(cached)
         allowed = None if allowed is None else allowed.to(hidden.device)
-        return self.engine.adapter.causal_mask(hidden, allowed, cache_in(kwargs), layer)
+        plane = self.engine.adapter.plane(hidden)
+        columns = cached.upto(self._seen + self.length).to(hidden.device)
+        return self.engine.adapter.causal_mask(plane, allowed, cache_in(kwargs), layer, columns)
+
+    def _recurrent_mask(
+        self, tokens: Tokens | None, hidden: torch.Tensor, kwargs: dict[str, Any], cached: CachedTokens
+    ) -> Any:
+        """Which tokens enter the state of a recurrent layer: those that are left, and no padding."""
+        ready = kwargs.get("attention_mask")
+        if tokens is None or (ready is None and tokens.valid is None):
+            return ready
+        present = self._present(tokens)
+        if present is None:
+            return None
+        return present.to(hidden.device, ready.dtype if isinstance(ready, torch.Tensor) else torch.long)
+
+    def _is_packed(self, tokens: Tokens | None) -> bool:
+        return tokens is not None and tokens.removed is not None and self.engine.positions == "pack"
+
+    @cached_property
+    def _grid_positions(self) -> torch.Tensor | None:
+        """Positions with several numbers a token, `(numbers, batch, length)`; `None` where it has one."""
+        if self._positions is None or self._positions.dim() != 3:
+            return None
+        found = self.engine.adapter.rotary_positions(self._positions)
+        return found.expand(-1, self.batch, -1)
+
+    def _closed(self, tokens: Tokens) -> torch.Tensor:
+        """How far the present tokens move up when gaps close in such positions, `(numbers, batch, length)`."""
+        positions = self._grid_positions
+        assert positions is not None
+        positions = positions.to(tokens.columns.device)
+        left = torch.zeros(self.batch, self.length + 1, dtype=torch.bool, device=tokens.columns.device)
+        columns = tokens.columns if tokens.valid is None else tokens.columns.masked_fill(~tokens.valid, self.length)
+        left = left.scatter(1, columns, True)[:, : self.length]
+        return tokens.last_dim(positions - closed_positions(positions, left))
 
     def _position_embeddings(
-        self, tokens: Tokens | None, hidden: torch.Tensor, kwargs: dict[str, Any], past: CachedTokens | None
+        self, layer: int, tokens: Tokens | None, hidden: torch.Tensor, kwargs: dict[str, Any], past: CachedTokens | None
     ) -> Any:
         embeddings = kwargs.get("position_embeddings")
-        shift = None if past is None else past.shift
-        packed = tokens is not None and tokens.removed is not None and self.engine.positions == "pack"
-        if shift is None and not packed:
+        if embeddings is None:
+            return None
+        if not self._is_packed(tokens) and (past is None or past.shift is None):
             return embeddings if tokens is None else gather_embeddings(embeddings, tokens)
-        positions = kwargs["position_ids"]
-        if positions.dim() != 2:
-            raise ValueError(
-                f"positions='pack' needs one position a token, this model has {tuple(positions.shape)}; "
-                "use positions='keep'"
-            )
-        positions = positions.to(hidden.device)
+        positions = self._moved(tokens, hidden, kwargs, past)
+        return self.engine.adapter.rotary(hidden, positions, layer)
+
+    def _moved(
+        self, tokens: Tokens | None, hidden: torch.Tensor, kwargs: dict[str, Any], past: CachedTokens | None
+    ) -> torch.Tensor:
+        """Packed positions of the present tokens, `(batch, length)` or `(numbers, batch, length)`."""
+        grid = self._grid_positions
+        positions = self._plain_positions(hidden, kwargs) if grid is None else grid.to(hidden.device)
         if tokens is not None:
             positions = tokens.last_dim(positions)
-            if packed:
+            if self._is_packed(tokens):
                 assert tokens.removed is not None
-                positions = positions - tokens.removed
-        if shift is not None:
-            positions = positions - shift.to(hidden.device)
-        return self.engine.adapter.rotary(hidden, positions)
+                positions = positions - (tokens.removed if grid is None else self._closed(tokens))
+        if past is not None and past.shift is not None:
+            positions = positions - past.shift.to(hidden.device)
+        return positions
 
-    def _position_ids(self, tokens: Tokens | None, hidden: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor | None:
+    def _plain_positions(self, hidden: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
+        """Positions of the prompt as layers or decoder got them, or as a decoder counts without any."""
+        found = kwargs.get("position_ids")
+        if found is None:
+            found = self._positions
+        if found is None:
+            found = torch.arange(self._seen, self._seen + self.length).unsqueeze(0)
+        return found.to(hidden.device)
+
+    def _position_ids(
+        self, layer: int, tokens: Tokens | None, hidden: torch.Tensor, kwargs: dict[str, Any], past: CachedTokens | None
+    ) -> torch.Tensor | None:
         positions: torch.Tensor | None = kwargs.get("position_ids")
-        if positions is None or tokens is None:
-            return positions
-        if kwargs.get("position_embeddings") is None:
-            return tokens.last_dim(positions)
-        # The rotary tables carry the true positions. Gaps in these would be taken for borders of packed sequences.
-        return torch.arange(self._seen, self._seen + tokens.length, device=hidden.device).expand(self.batch, -1)
+        if positions is None:
+            return None
+        attention = self.engine.adapter.attention_module(layer)
+        if tokens is not None and attention is not None and "flash" in implementation(attention):
+            # The rotary tables carry the true positions. Gaps in these would be taken for borders of sequences.
+            return torch.arange(self._seen, self._seen + tokens.length, device=hidden.device).expand(self.batch, -1)
+        packed = self._is_packed(tokens) or (past is not None and past.shift is not None)
+        if packed and self._grid_positions is None:
+            return self._moved(tokens, hidden, kwargs, past)
+        return positions if tokens is None else tokens.last_dim(positions)
 
     def _report(self) -> Report:
         lengths = [self.length] * len(self.engine.layers)

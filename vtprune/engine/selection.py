@@ -47,13 +47,14 @@ def prune_images(
     Raises:
         ValueError: The method returned something else than it was asked for.
     """
-    groups: dict[tuple[ImageLayout, int, int | None], list[int]] = {}
+    groups: dict[tuple[str, ImageLayout, int, int | None], list[int]] = {}
     for image, (layout, count) in enumerate(zip(run.layouts, tokens.counts, strict=True)):
         target = None if step.targets is None else step.targets[image]
-        groups.setdefault((layout, count, target), []).append(image)
+        groups.setdefault((run.images.records[image].kind, layout, count, target), []).append(image)
     parts: dict[int, _Part] = {}
     offsets = tokens.offsets
-    for (_, count, target), images in groups.items():
+    streams, hidden = hidden, run.engine.adapter.plane(hidden)
+    for (_, _, count, target), images in groups.items():
         if target == count or count == 0:
             whole = torch.arange(count, device=hidden.device)
             parts.update({image: _Part(whole + offsets[image], None, None) for image in images})
@@ -69,7 +70,7 @@ def prune_images(
     # Slots ascend; a method's own order only decides whose states go into which slot.
     ascending = [part.kept.sort().values if changes else part.kept for part in ordered]
     gather = remove(tokens, torch.cat(ascending), [len(part.kept) for part in ordered])
-    pruned = gather.states(hidden)
+    pruned = gather.states(streams)
     if changes:
         original = hidden.flatten(0, 1)[tokens.slots]
         rows = [original[part.kept] if part.features is None else part.features for part in ordered]

@@ -26,6 +26,7 @@ class Tokens:
         counts: Present tokens of each image.
         slots: Slot of each visual token, counted through the rows (`row * length + slot`).
         origin: Number of each visual token among its image's tokens before any pruning.
+        numbers: The same among all visual tokens of the batch.
         bias: Added to the attention logits of each slot as a key, `(batch, length)` fp32; `None` for nothing.
     """
 
@@ -39,6 +40,7 @@ class Tokens:
     counts: tuple[int, ...]
     slots: torch.Tensor
     origin: torch.Tensor
+    numbers: torch.Tensor
     bias: torch.Tensor | None = None
 
     @property
@@ -68,6 +70,12 @@ class Tokens:
         values = values.expand(*values.shape[:-3], self.batch, -1, -1)
         columns = self.columns.unsqueeze(-1)
         return values.gather(-2, columns.expand(*values.shape[:-2], self.length, values.shape[-1]))
+
+    def second_dim(self, values: torch.Tensor) -> torch.Tensor:
+        """Entries of the present slots from `(batch or 1, prompt length, ...)`."""
+        values = values.expand(self.batch, *values.shape[1:])
+        columns = self.columns.view(self.batch, self.length, *[1] * (values.dim() - 2))
+        return values.gather(1, columns.expand(-1, -1, *values.shape[2:]))
 
     def square_mask(self, mask: torch.Tensor, keys: int) -> torch.Tensor:
         """Rows and columns of the present slots from a ready mask `(batch or 1, heads or 1, prompt length, any)`.
@@ -107,6 +115,7 @@ class Tokens:
             removed=None if self.removed is None else self.removed.to(device),
             slots=self.slots.to(device),
             origin=self.origin.to(device),
+            numbers=self.numbers.to(device),
             bias=None if self.bias is None else self.bias.to(device),
         )
 
@@ -159,6 +168,7 @@ def start_tokens(visual: torch.Tensor, rows: Sequence[int], counts: Sequence[int
         counts=tuple(counts),
         slots=slots,
         origin=torch.cat([torch.arange(count, device=visual.device) for count in counts]),
+        numbers=torch.arange(sum(counts), device=visual.device),
     )
 
 
@@ -172,8 +182,15 @@ class Gather:
     """Slot before the stage, within the row, for each slot after it, `(batch, length)`."""
 
     def states(self, hidden: torch.Tensor) -> torch.Tensor:
-        """`(batch, length before, dim)` to `(batch, length after, dim)`."""
-        return hidden.gather(1, self.index.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+        """`(batch, length before, dim)` to `(batch, length after, dim)`.
+
+        Of several streams of states, `(streams, batch, length, dim)` or `(batch, length, streams, dim)`, all.
+        """
+        if hidden.dim() == 3:
+            return hidden.gather(1, self.index.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+        if hidden.shape[:2] == (self.before.batch, self.before.length):
+            return self.states(hidden.flatten(2)).unflatten(2, hidden.shape[2:])
+        return torch.stack([self.states(stream) for stream in hidden])
 
 
 def remove(before: Tokens, chosen: torch.Tensor, counts: Sequence[int]) -> Gather:
@@ -228,6 +245,7 @@ def remove(before: Tokens, chosen: torch.Tensor, counts: Sequence[int]) -> Gathe
         counts=tuple(counts),
         slots=row_of_slot * after_length + rank.flatten()[kept_slots],
         origin=before.origin[chosen],
+        numbers=before.numbers[chosen],
         bias=None if before.bias is None else before.bias.gather(1, index),
     )
     return Gather(before, after, index)

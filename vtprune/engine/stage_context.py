@@ -49,7 +49,8 @@ class StageContext(Context):
         ahead: Ahead,
     ) -> None:
         self._run = run
-        self._signals = run.engine.pruner.stage_signals(stage)
+        pruner = run.engine.pruner
+        self._signals = pruner.stage_signals(stage) | (pruner.optional_signals & run.engine.signals)
         self._ahead = ahead
         self.stage = stage
         self._tokens = tokens
@@ -61,6 +62,8 @@ class StageContext(Context):
         self.tokens = tokens.counts[self._images[0]]
         self.layout = run.layouts[self._images[0]]
         self.has_cls = run.engine.vision.has_cls
+        self._record = run.images.records[self._images[0]]
+        self._entries = [run.images.entries[image] for image in self._images]
         device = hidden.device.type
         self._autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
 
@@ -95,14 +98,17 @@ class StageContext(Context):
     def encoder_features(self) -> torch.Tensor:
         """See `Context.encoder_features`."""
         record = self._vision(Signal.ENCODER_FEATURES)
-        assert record.features is not None
-        return gather_patches(self._here(record.features), self._patch, 0.0)
+        if self._run.engine.vision.projector is None:
+            return self._here(self._run.visual_inputs(self._images)).gather(
+                1, self.origin.unsqueeze(-1).expand(-1, -1, self._hidden.shape[-1])
+            )
+        return gather_patches(self._here(record.patch_features), self._patch, 0.0)
 
     @cached_property
     def encoder_cls(self) -> torch.Tensor:
         """See `Context.encoder_cls`."""
         record = self._vision(Signal.ENCODER_CLS)
-        cls = self._here(torch.cat(record.cls, dim=-1))
+        cls = self._here(record.cls)
         if self._is_whole_record:
             return cls.view(self.batch, self.layout.views, -1)
         return torch.stack([cls[first : first + self.layout.views] for first in self._view_offsets])
@@ -121,15 +127,19 @@ class StageContext(Context):
         """See `Context.image_hash`."""
         record = self._vision(Signal.IMAGE_HASH)
         assert record.image_hash is not None
-        return self._of_sources(self._here(record.image_hash))
+        hashes = self._here(record.image_hash)
+        if self._is_identity:
+            return hashes
+        # Of an image in several entries, each counts by its place.
+        weights = torch.arange(len(self._entries[0]), device=hashes.device) * 0x9E3779B97F4A7C1 | 1
+        return torch.stack([(hashes[entries.start : entries.stop] * weights).sum() for entries in self._entries])
 
     def encode_smaller(self, height: int, width: int) -> torch.Tensor:
         """See `Context.encode_smaller`."""
         record = self._vision(Signal.PIXELS)
-        assert record.pixels is not None
         enabled, dtype = self._autocast
         with torch.autocast(record.pixels.device.type, enabled=enabled, dtype=dtype):
-            encoded = self._run.engine.adapter.encode_smaller(self._of_sources(record.pixels), height, width)
+            encoded = self._run.engine.adapter.encode_smaller(self._of_entries(record.pixels), height, width)
         return self._here(encoded).to(self._hidden.dtype)
 
     @cached_property
@@ -226,15 +236,16 @@ class StageContext(Context):
     def last_token_attention(self) -> torch.Tensor:
         """See `Context.last_token_attention`."""
         self._require(Signal.DECODER_ATTENTION)
-        first = self._run.cached_before(self.layer - 1)
-        return self._last_token_attention(self._run.states_before(self.layer), self.layer - 1, first)
+        seen = self._run.attention_before(self.layer)
+        return self._last_token_attention(self._run.states_before(self.layer), seen, self._run.cached_before(seen))
 
     def attention_from(self, slots: torch.Tensor) -> torch.Tensor:
         """See `Context.attention_from`."""
         self._require(Signal.DECODER_ATTENTION)
-        present = self._run.keys_present(self.layer - 1, self._tokens)
+        seen = self._run.attention_before(self.layer)
+        present = self._run.keys_present(seen, self._tokens)
         states = rows_of(self._run.states_before(self.layer), self._rows)
-        first = self._run.cached_before(self.layer - 1)
+        first = self._run.cached_before(seen)
         every = attention_from(states, slots, first, None if present is None else present[self._rows])
         return every.gather(3, self._key_slots[:, None, None, :].expand(-1, *every.shape[1:3], -1))
 
@@ -244,13 +255,16 @@ class StageContext(Context):
 
     def keys_at(self, slots: torch.Tensor) -> torch.Tensor:
         """See `Context.keys_at`."""
-        return self._states_at(self._decoder_states().keys, slots + self._run.cached_before(self.layer - 1))
+        return self._states_at(
+            self._decoder_states().keys, slots + self._run.cached_before(self._run.attention_before(self.layer))
+        )
 
     @cached_property
     def unrotated_last_token_attention(self) -> torch.Tensor:
         """See `Context.unrotated_last_token_attention`."""
         self._require(Signal.UNROTATED_STATES)
-        return self._last_token_attention(self._run.unrotated_before(self.layer), self.layer - 1, 0)
+        seen = self._run.attention_before(self.layer)
+        return self._last_token_attention(self._run.unrotated_before(self.layer), seen, 0)
 
     @cached_property
     def next_last_token_attention(self) -> torch.Tensor:
@@ -322,7 +336,7 @@ class StageContext(Context):
 
     @cached_property
     def _key_slots(self) -> torch.Tensor:
-        return self._columns + self._run.cached_before(self.layer - 1)
+        return self._columns + self._run.cached_before(self._run.attention_before(self.layer))
 
     @cached_property
     def _patch_in_image(self) -> torch.Tensor:
@@ -332,35 +346,28 @@ class StageContext(Context):
     def _patch(self) -> torch.Tensor:
         """Patch number of each token, counted through all views of the record; -1 for separators."""
         if self._is_whole_record:
-            first = torch.arange(self.batch, device=self._hidden.device) * (
-                self.layout.views * self.layout.patches_per_view
-            )
+            first = torch.arange(self.batch, device=self._hidden.device) * self.layout.total_patches
         else:
-            first = torch.tensor(self._view_offsets, device=self._hidden.device) * self.layout.patches_per_view
+            offsets = [self._record.patch_offsets[entries.start] for entries in self._entries]
+            first = torch.tensor(offsets, device=self._hidden.device)
         return torch.where(self.is_patch, self._patch_in_image + first.unsqueeze(1), -1)
 
-    @property
-    def _sources(self) -> list[int]:
-        return [self._run.sources[image] for image in self._images]
-
-    @property
+    @cached_property
     def _is_identity(self) -> bool:
-        """Whether the group's images are all the tower's images, in order, so that nothing need be looked up."""
-        return self._run.record is not None and self._sources == list(range(len(self._run.record.layouts)))
+        """Whether the group's images are all entries of the record, in order, so that nothing need be looked up."""
+        return self._entries == [range(entry, entry + 1) for entry in range(len(self._record.layouts))]
 
     @cached_property
     def _is_whole_record(self) -> bool:
-        record = self._run.record
-        return self._is_identity and record is not None and len(set(record.layouts)) == 1
+        return self._is_identity and len(set(self._record.layouts)) == 1
 
     @property
     def _view_offsets(self) -> list[int]:
-        assert self._run.record is not None
-        return [self._run.record.view_offsets[source] for source in self._sources]
+        return [self._record.view_offsets[entries.start] for entries in self._entries]
 
-    def _of_sources(self, values: torch.Tensor) -> torch.Tensor:
-        """Entries of a tensor with one row for each image of the tower's run."""
-        return values if self._is_identity else torch.stack([values[source] for source in self._sources])
+    def _of_entries(self, values: torch.Tensor) -> torch.Tensor:
+        """Rows of a tensor with one row for each entry of the record, those that the images begin with."""
+        return values if self._is_identity else torch.stack([values[entries.start] for entries in self._entries])
 
     @property
     def _question(self) -> TextEmbeddings:
@@ -388,8 +395,7 @@ class StageContext(Context):
 
     def _vision(self, signal: Signal) -> VisionRecord:
         self._require(signal)
-        assert self._run.record is not None
-        return self._run.record
+        return self._record
 
     def _decoder_states(self) -> AttentionStates:
         self._require(Signal.DECODER_STATES)

@@ -138,19 +138,31 @@ def _tapped(original: Callable[..., Any]) -> Callable[..., Any]:
         **kwargs: Any,
     ) -> Any:
         if module in _watchers:
-            _tell(module, query, key, mask, kwargs.get("scaling"))
+            _tell(module, query, key, mask, kwargs.get("scaling"), kwargs.get("cu_seq_lens_q"))
         return original(module, query, key, value, mask, *args, **kwargs)
 
     return attention
 
 
-def _tell_now(module: nn.Module, query: torch.Tensor, key: torch.Tensor, mask: Any, scaling: float | None) -> None:
-    """Calls the watchers of a module."""
+def _tell_now(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    mask: Any,
+    scaling: float | None,
+    borders: torch.Tensor | None,
+) -> None:
+    """Calls the watchers of a module, once for each of several sequences that one call packs."""
     # Scores decide what is kept, nothing more: no gradient goes through them.
+    query, key = query.detach(), key.detach()
     factor = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    states = AttentionStates(query.detach(), key.detach(), factor, mask)
-    for watcher in list(_watchers.get(module, ())):
-        watcher(states)
+    lengths = None if borders is None else borders.diff().tolist()
+    queries = [query] if lengths is None else query.split(lengths, dim=2)
+    keys = [key] if lengths is None else key.split(lengths, dim=2)
+    for part, keys_of_part in zip(queries, keys, strict=True):
+        states = AttentionStates(part, keys_of_part, factor, mask)
+        for watcher in list(_watchers.get(module, ())):
+            watcher(states)
 
 
 # Never inside a compiled graph, where the watchers would be traced once and for all.

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from vtprune.engine.cache_state import CacheState
 from vtprune.engine.sequence import Tokens
+
+_OWN = frozenset({"attention_mask", "position_embeddings", "position_ids", "cache_position"})
+"""Arguments of layers that have ways of their own."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,30 @@ def gather_embeddings(embeddings: Any, tokens: Tokens) -> Any:
     return embeddings
 
 
+def gather_others(kwargs: Mapping[str, Any], tokens: Tokens, length: int) -> dict[str, Any]:
+    """Gathers whatever else a layer is given for each token of the prompt: tensors `(batch or 1, length, ...)`."""
+    return {
+        name: tokens.to(value.device).second_dim(value)
+        for name, value in kwargs.items()
+        if name not in _OWN
+        and isinstance(value, torch.Tensor)
+        and value.dim() >= 2
+        and value.shape[1] == length
+        and value.shape[0] in (1, tokens.batch)
+    }
+
+
+def gather_block_mask(mask: BlockMask, tokens: Tokens) -> BlockMask:
+    """The mask of flex attention over the present tokens, from that over all tokens of the prompt."""
+    inner, columns, valid = mask.mask_mod, tokens.columns.contiguous(), tokens.valid
+
+    def present(batch: Any, head: Any, query: Any, key: Any) -> Any:
+        allowed = inner(batch, head, columns[batch, query], columns[batch, key])
+        return allowed if valid is None else allowed & valid[batch, key]
+
+    return create_block_mask(present, tokens.batch, None, tokens.length, tokens.length, device=str(columns.device))
+
+
 def allowed_columns(mask: Any, state: CacheState, seen: int, length: int) -> torch.Tensor | None:
     """Which prompt columns, old and new, hold real tokens, `(batch, seen + length)`; `None` without padding.
 
@@ -65,7 +94,9 @@ def allowed_columns(mask: Any, state: CacheState, seen: int, length: int) -> tor
     reach back over removed columns, and what the first prefill told still holds.
     """
     if isinstance(mask, dict):
-        mask = next((part for part in mask.values() if part is not None), None)
+        # A sliding window hides columns that hold tokens.
+        full = [part for kind, part in mask.items() if "sliding" not in kind and "chunked" not in kind]
+        mask = next((part for part in full if isinstance(part, torch.Tensor)), None)
     if isinstance(mask, torch.Tensor) and mask.dim() == 2 and mask.shape[1] >= seen + length:
         return mask[:, : seen + length].bool()
     if isinstance(mask, torch.Tensor) and mask.dim() == 4 and not seen:

@@ -2,73 +2,158 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vtprune.engine.taps import AttentionStates
 from vtprune.layout import ImageLayout
-from vtprune.ops.attention import attention_rows, mean_received_attention
+from vtprune.ops.attention import attention_rows, received_attention
+
+if TYPE_CHECKING:
+    from vtprune.adapters.base import Adapter
 
 
 @dataclass
 class VisionRecord:
-    """One run of the vision tower over `len(layouts)` images.
+    """One run of the vision tower: what it was given, and what was seen of it.
 
-    Encoder tensors are per view, the views of all images one after another; `flat_patches` numbers their patches.
+    What comes from the tower is brought to patches: those of all images, one after another.
+
+    Args:
+        adapter: Knows how the tower's rows become patches.
+        kind: `"image"` or `"video"`.
+        inputs: The arguments of the method that encodes.
     """
 
-    layouts: Sequence[ImageLayout]
-    has_cls: bool
+    adapter: Adapter
+    kind: str
+    inputs: dict[str, Any]
+    layouts: Sequence[ImageLayout] = ()
     image_hash: torch.Tensor | None = None
     features: torch.Tensor | None = None
-    cls: list[torch.Tensor] = field(default_factory=list)
-    states: AttentionStates | None = None
-    layer_states: dict[int, AttentionStates] = field(default_factory=dict)
-    layer_outputs: dict[int, torch.Tensor] = field(default_factory=dict)
-    pixels: torch.Tensor | None = None
+    cls_states: list[torch.Tensor] = field(default_factory=list)
+    calls: dict[int, list[AttentionStates]] = field(default_factory=dict)
+    outputs: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def pixels(self) -> torch.Tensor:
+        """The pixels as the processor made them."""
+        found = next(value for name, value in self.inputs.items() if name.startswith("pixel_values"))
+        assert isinstance(found, torch.Tensor)
+        return found
 
     @cached_property
     def view_offsets(self) -> list[int]:
         """First view of each image."""
-        offsets, start = [], 0
-        for layout in self.layouts:
-            offsets.append(start)
-            start += layout.views
-        return offsets
+        return _starts(layout.views for layout in self.layouts)
 
     @cached_property
+    def patch_offsets(self) -> list[int]:
+        """First patch of each image."""
+        return _starts(layout.total_patches for layout in self.layouts)
+
+    @property
     def attention(self) -> torch.Tensor:
-        """Attention received by each patch, `(views, patches, heads)`, fp32."""
-        return looked_at(_seen(self.states), self.has_cls).transpose(1, 2)
+        """Attention received by each patch in the layer that feeds the projector, `(patches, heads)`, fp32."""
+        return self.looked_at(self.adapter.vision.features[-1])
+
+    @property
+    def keys(self) -> torch.Tensor:
+        """Keys of each patch in that layer, `(patches, heads, head_dim)`."""
+        return self.keys_of(self.adapter.vision.features[-1])
 
     @cached_property
-    def keys(self) -> torch.Tensor:
-        """Keys of each patch, `(views, patches, heads, head_dim)`."""
-        return _seen(self.states).keys[:, :, int(self.has_cls) :].transpose(1, 2)
+    def patch_features(self) -> torch.Tensor:
+        """Rows that the projector was given, `(patches, encoder_dim)`."""
+        assert self.features is not None
+        return self.features.flatten(0, -2)
 
-    def states_of(self, layer: int) -> AttentionStates:
-        """Query and key states of an encoder layer that the method named."""
-        return _seen(self.layer_states.get(layer))
+    @cached_property
+    def cls(self) -> torch.Tensor:
+        """The CLS token of each view beside those features, `(views, encoder_dim)`."""
+        return torch.cat(self.cls_states, dim=-1)
+
+    def states_of(self, layer: int) -> list[AttentionStates]:
+        """Query and key states of an encoder layer, one for each call of its attention."""
+        if layer not in self.calls:
+            raise RuntimeError(
+                "the vision tower's attention was not seen; was the attention implementation changed after wrapping? "
+                "Unwrap, change it, wrap again"
+            )
+        return self.calls[layer]
+
+    def looked_at(self, layer: int) -> torch.Tensor:
+        """Attention that each patch receives from CLS, or on average without one, `(patches, heads)`, fp32."""
+        if not self.adapter.vision.has_cls:
+            return self.received(layer)
+        row = self.adapter.vision.cls
+        found = []
+        for states in self.states_of(layer):
+            cls = states.queries[:, :, row:][:, :, :1] if row else states.queries[:, :, :1]
+            found.append(attention_rows(cls, states.keys, states.scaling)[:, :, 0])
+        return self._patches([values.transpose(1, 2) for values in found])
+
+    def received(self, layer: int) -> torch.Tensor:
+        """Attention that each patch receives on average over the rows of its view, `(patches, heads)`, fp32.
+
+        Towers that attend within windows give nothing from outside the window; of merged patches this is the mean.
+        """
+        found = [
+            received_attention(states.queries, states.keys, states.scaling, _mask(states))
+            for states in self.states_of(layer)
+        ]
+        values = self._patches([value.transpose(1, 2) for value in found])
+        side = self.adapter.vision.merge
+        rows = [layout.patches_per_view * side * side + self._extra_rows for layout in self.layouts]
+        if len(set(rows)) == 1:
+            return values / rows[0]
+        sizes = [layout.total_patches for layout in self.layouts]
+        parts = [part / count for part, count in zip(values.split(sizes), rows, strict=True)]
+        return torch.cat(parts)
+
+    def keys_of(self, layer: int) -> torch.Tensor:
+        """Keys of each patch in an encoder layer, `(patches, heads, head_dim)`."""
+        return self._patches([states.keys.transpose(1, 2) for states in self.states_of(layer)])
+
+    def output_of(self, layer: int) -> torch.Tensor:
+        """States that leave an encoder layer, `(patches, encoder_dim)`."""
+        output = self.outputs[layer]
+        return self._patches([output if output.dim() == 3 else output.unsqueeze(0)])
+
+    def patches(self, values: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Brings `(views, rows, ...)` of several calls to patches."""
+        return self._patches(values)
+
+    @property
+    def _extra_rows(self) -> int:
+        vision = self.adapter.vision
+        return max(vision.prefix, int(vision.has_cls))
+
+    def _patches(self, values: Sequence[torch.Tensor]) -> torch.Tensor:
+        flat = [self.adapter.vision.patches(value).flatten(0, 1) for value in values]
+        rows = flat[0] if len(flat) == 1 else torch.cat(flat)
+        patches = self.adapter.cells(rows, self.layouts, self.inputs)
+        expected = sum(layout.total_patches for layout in self.layouts)
+        if patches.shape[0] != expected:
+            raise RuntimeError(
+                f"{type(self.adapter).__name__} expected {expected} patches in the vision tower and saw "
+                f"{patches.shape[0]}; this is a bug in the adapter or an unsupported setting of the model"
+            )
+        return patches
 
 
-def _seen(states: AttentionStates | None) -> AttentionStates:
-    if states is None:
-        raise RuntimeError(
-            "the vision tower's attention was not seen; was the attention implementation changed after wrapping? "
-            "Unwrap, change it, wrap again"
-        )
-    return states
+def _starts(sizes: Iterable[int]) -> list[int]:
+    return list(accumulate(sizes, initial=0))[:-1]
 
 
-def looked_at(states: AttentionStates, has_cls: bool) -> torch.Tensor:
-    """Attention that each patch receives from CLS, or on average without one, `(views, heads, patches)`, fp32."""
-    if has_cls:
-        return attention_rows(states.queries[:, :, :1], states.keys, states.scaling)[:, :, 0, 1:]
-    return mean_received_attention(states.queries, states.keys, states.scaling)
+def _mask(states: AttentionStates) -> torch.Tensor | None:
+    mask = states.mask
+    return mask if isinstance(mask, torch.Tensor) and mask.dim() == 4 else None
 
 
 @lru_cache(maxsize=1024)
@@ -89,12 +174,41 @@ def view_tokens_on(layout: ImageLayout, device: torch.device) -> tuple[torch.Ten
     return tuple(view.to(device) for view in layout.view_tokens)
 
 
-def gather_patches(per_view: torch.Tensor, patches: torch.Tensor, fill: float) -> torch.Tensor:
-    """Rows of `(views, patches, ...)` at flat patch numbers `(batch, tokens)`; `fill` where the number is negative."""
-    flat = per_view.flatten(0, 1)
-    rows = flat[patches.clamp_min(0)]
+def gather_patches(values: torch.Tensor, patches: torch.Tensor, fill: float) -> torch.Tensor:
+    """Rows of `(patches, ...)` at patch numbers `(batch, tokens)`; `fill` where the number is negative."""
+    rows = values[patches.clamp_min(0)]
     inside = (patches >= 0).view(*patches.shape, *[1] * (rows.dim() - patches.dim()))
     return rows.masked_fill(~inside, fill)
+
+
+def hash_pictures(pictures: torch.Tensor | Sequence[torch.Tensor], layouts: Sequence[ImageLayout]) -> torch.Tensor:
+    """`hash_pixels` of each image, however the processor packs them, `(images,)`.
+
+    Args:
+        pictures: One entry an image; or views of all images in rows that are filled up with zeros,
+            `(rows, views, channels, height, width)`; or patches of all images, one after another, `(patches, ...)`.
+        layouts: Of the images.
+
+    Raises:
+        ValueError: The pictures lie in none of these ways.
+    """
+    images = len(layouts)
+    if not isinstance(pictures, torch.Tensor):
+        return torch.cat([hash_pixels(picture.unsqueeze(0)) for picture in pictures])
+    if pictures.shape[0] == images:
+        return hash_pixels(pictures)
+    if pictures.dim() > 3 and pictures.shape[0] * pictures.shape[1] >= images:
+        views = hash_pixels(pictures.flatten(0, 1))
+        return views[views != 0][:images]
+    patches = pictures.flatten(0, -2)
+    sizes = [layout.total_patches for layout in layouts]
+    each = patches.shape[0] // sum(sizes)
+    if not each or each * sum(sizes) != patches.shape[0]:
+        raise ValueError(f"pixels of shape {tuple(pictures.shape)} are not those of {images} images")
+    counts = [size * each for size in sizes]
+    place = torch.cat([torch.arange(count, device=patches.device) for count in counts])
+    mixed = hash_pixels(patches) * (place * 0x9E3779B97F4A7C1 | 1)
+    return torch.stack([part.sum() for part in (mixed ^ (mixed >> 29)).split(counts)])
 
 
 def hash_pixels(pixel_values: torch.Tensor) -> torch.Tensor:

@@ -41,19 +41,47 @@ def attention_rows(
     return logits.softmax(dim=-1)
 
 
+def received_attention(
+    queries: torch.Tensor, keys: torch.Tensor, scaling: float, allowed: torch.Tensor | None = None, chunk: int = 256
+) -> torch.Tensor:
+    """Sum over all query rows of the attention that each key receives, `(batch, heads, tokens)`, in fp32.
+
+    Rows are taken `chunk` at a time, so that memory stays at `batch x heads x chunk x tokens`.
+
+    Args:
+        queries: `(batch, heads, rows, head_dim)`.
+        keys: `(batch, kv_heads, tokens, head_dim)`.
+        scaling: Factor on the dot products.
+        allowed: A mask as for `attention_rows`. A row counts only where it may attend to itself: others are padding.
+        chunk: Rows at a time.
+
+    Example:
+        >>> received_attention(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4), 1.0)[0, 0].sum().item()
+        3.0
+    """
+    total = torch.zeros(queries.shape[0], queries.shape[1], keys.shape[2], device=keys.device)
+    present = None if allowed is None else _own(allowed, queries.shape[2])
+    for start in range(0, queries.shape[2], chunk):
+        here = slice(start, start + chunk)
+        mask = allowed if allowed is None or allowed.shape[2] == 1 else allowed[:, :, here]
+        rows = attention_rows(queries[:, :, here], keys, scaling, mask)
+        total = total + (rows if present is None else rows * present[:, :, here, None]).sum(dim=2)
+    return total
+
+
 def mean_received_attention(
     queries: torch.Tensor, keys: torch.Tensor, scaling: float, chunk: int = 256
 ) -> torch.Tensor:
     """Mean over all query rows of the attention that each key receives, `(batch, heads, tokens)`, in fp32.
 
-    Rows are taken `chunk` at a time, so that memory stays at `batch x heads x chunk x tokens`.
-
     Example:
         >>> mean_received_attention(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4), 1.0)[0, 0].tolist()
         [0.3333333432674408, 0.3333333432674408, 0.3333333432674408]
     """
-    rows = queries.shape[2]
-    total = torch.zeros(queries.shape[0], queries.shape[1], keys.shape[2], device=keys.device)
-    for part in queries.split(chunk, dim=2):
-        total = total + attention_rows(part, keys, scaling).sum(dim=2)
-    return total / rows
+    return received_attention(queries, keys, scaling, chunk=chunk) / queries.shape[2]
+
+
+def _own(allowed: torch.Tensor, rows: int) -> torch.Tensor:
+    """Whether each row may attend to itself, `(batch, heads or 1, rows)`."""
+    own = allowed[:, :, 0, :rows] if allowed.shape[2] == 1 else allowed.diagonal(dim1=2, dim2=3)
+    return own if own.dtype == torch.bool else own > torch.finfo(own.dtype).min / 2

@@ -32,7 +32,8 @@ class VisionZip(Pruner):
     projector. Of one view come CLS, dominant patches in raster order, contextual tokens. Of several views the first is
     the thumbnail and comes so; then the dominant patches of all others in raster order, their CLS tokens, their
     contextual tokens. A CLS token takes the place of the lowest patch that no other token of its view stands for.
-    Newline tokens are kept, at the end, only when the budget exceeds the patches.
+    Newline tokens are kept, at the end, only when the budget exceeds the patches. Towers without CLS attend on average,
+    and one more dominant patch stays in its place, as in the authors' code for Qwen2.5-VL.
 
     Args:
         contextual: Share of each view's budget for contextual tokens, in [0, 1], rounded half to even but leaving one
@@ -54,7 +55,8 @@ class VisionZip(Pruner):
     year = 2025
     summary = "Keeps what the encoder's CLS token attends to and merges the rest into a few tokens."
     whole_images = True
-    signals = frozenset({Signal.ENCODER_ATTENTION, Signal.ENCODER_KEYS, Signal.ENCODER_FEATURES, Signal.ENCODER_CLS})
+    signals = frozenset({Signal.ENCODER_ATTENTION, Signal.ENCODER_KEYS, Signal.ENCODER_FEATURES})
+    optional_signals = frozenset({Signal.ENCODER_CLS})
     merges = True
     golden = "visionzip.npz"
 
@@ -91,15 +93,20 @@ class VisionZip(Pruner):
         """CLS, dominant and contextual tokens of one view."""
         features = context.encoder_features[:, view]
         dominant, contextual = self.split(budget)
-        top = stable_topk(as_float(context.encoder_attention[:, :, view]).sum(dim=1), dominant - 1)
+        patches = dominant - int(context.has_cls)
+        top = stable_topk(as_float(context.encoder_attention[:, :, view]).sum(dim=1), patches)
         is_dominant = torch.zeros(features.shape[:2], dtype=torch.bool, device=view.device).scatter(1, top, True)
-        picked, rest = split_by(is_dominant, dominant - 1)
+        picked, rest = split_by(is_dominant, patches)
         metric = take(as_float(context.encoder_keys[:, :, view]).mean(dim=1), rest)
         merged, targets, _ = merge_into_targets(take(features, rest), metric, contextual)
         centres = rest[:, targets]
         taken = is_dominant.scatter(1, centres, True).to(torch.uint8)
+        if context.has_cls:
+            cls, place = context.encoder_cls[:, index : index + 1], taken.argmin(1, keepdim=True)
+        else:
+            cls, place = features[:, :0], taken[:, :0].long()
         return (
-            _Block(context.encoder_cls[:, index : index + 1].to(features.dtype), view[taken.argmin(1, keepdim=True)]),
+            _Block(cls.to(features.dtype), view[place]),
             _Block(take(features, picked), view[picked]),
             _Block(merged, view[centres]),
         )

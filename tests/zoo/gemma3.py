@@ -1,0 +1,78 @@
+"""Tiny Gemma 3: a picture is 16 tokens (patches average-pooled 2 x 2), and 16 more for each of its crops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import (
+    AutoModelForImageTextToText,
+    Gemma3Config,
+    Gemma3ImageProcessor,
+    Gemma3TextConfig,
+    PreTrainedModel,
+    SiglipVisionConfig,
+)
+
+from zoo.common import END, IMAGE, MORE, START, Inputs, prompts, text_sizes, vision_sizes
+
+SIZES = [(48, 64), (120, 40), (56, 56)]
+NEWLINES = MORE
+WORDS = range(10, 16)
+"""Stands for the words that the processor writes around crops."""
+
+
+class MODEL_CLASS:
+    """Makes the model; its projection, which transformers initialises with zeros, gets random weights."""
+
+    @staticmethod
+    def from_config(config: Any, **kwargs: Any) -> PreTrainedModel:
+        """Return the model of a configuration."""
+        model = AutoModelForImageTextToText.from_config(config, **kwargs)
+        torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.1)
+        return model
+
+
+def config() -> Gemma3Config:
+    """Return a configuration with sliding windows of 16 tokens in three of four layers."""
+    return Gemma3Config(
+        text_config=text(),
+        vision_config=SiglipVisionConfig(**vision_sizes(image_size=64, vision_use_head=False)),
+        mm_tokens_per_image=16,
+        image_token_index=IMAGE,
+        boi_token_index=START,
+        eoi_token_index=END,
+    )
+
+
+def text() -> Gemma3TextConfig:
+    """Return the decoder's configuration."""
+    kinds = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
+    return Gemma3TextConfig(
+        **text_sizes(head_dim=16, query_pre_attn_scalar=16, sliding_window=16, layer_types=kinds),
+    )
+
+
+def inputs(model: PreTrainedModel, rows: list[list[Image.Image]], *, seed: int = 0, left: bool = True) -> Inputs:
+    """Return everything that forward and generate take."""
+    side = model.config.vision_config.image_size
+    processor = Gemma3ImageProcessor(
+        size={"height": side, "width": side},
+        do_pan_and_scan=True,
+        pan_and_scan_min_crop_size=16,
+        pan_and_scan_max_num_crops=4,
+        pan_and_scan_min_ratio_to_activate=1.2,
+    )
+    pixels, blocks = [], []
+    one = [NEWLINES, START, *[IMAGE] * model.config.mm_tokens_per_image, END, NEWLINES]
+    for row in rows:
+        blocks.append([])
+        for picture in row:
+            made = processor(picture, return_tensors="pt")
+            pixels.append(made["pixel_values"])
+            crops = int(made["num_crops"][0])
+            blocks[-1].append([*WORDS[:3], *one, *WORDS[3:], *one * crops] if crops else one)
+    made = prompts(blocks, seed=seed, left=left)
+    made["token_type_ids"] = (made["input_ids"] == IMAGE).long()
+    return made | ({"pixel_values": torch.cat(pixels)} if pixels else {})

@@ -1,0 +1,27 @@
+"""Tiny Qianfan-OCR: InternVL's tiles of 16 tokens, a thumbnail last, before a Qwen3 decoder."""
+
+from __future__ import annotations
+
+from transformers import (
+    QianfanOCRConfig,
+    QianfanOCRForConditionalGeneration,
+    QianfanOCRVisionConfig,
+    Qwen3Config,
+)
+
+from zoo.common import IMAGE, text_sizes, vision_sizes
+from zoo.internvl import SIZES, TILE, TOKENS, Maker, inputs
+
+__all__ = ["MODEL_CLASS", "SIZES", "config", "inputs"]
+
+MODEL_CLASS = Maker(QianfanOCRForConditionalGeneration)
+
+
+def config() -> QianfanOCRConfig:
+    """A tiny configuration."""
+    return QianfanOCRConfig(
+        vision_config=QianfanOCRVisionConfig(**vision_sizes(image_size=TILE)),
+        text_config=Qwen3Config(**text_sizes(head_dim=16)),
+        image_token_id=IMAGE,
+        image_seq_length=TOKENS,
+    )
