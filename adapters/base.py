@@ -6,6 +6,7 @@ import importlib
 import inspect
 import math
 import pkgutil
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -199,6 +200,11 @@ class Adapter:
         """Whether a layer carries a state along the sequence instead of attending (linear attention, convolution)."""
         return is_recurrent(self.layers[layer], self.layer_kind(layer))
 
+    def attends(self, layer: int) -> bool:
+        """Whether a layer has attention at all; some have only a state or a mixture of experts."""
+        names = (path for path, _ in self.layers[layer].named_modules())
+        return not self.is_recurrent(layer) and any(re.search(r"att(n|ention)|mixer", name) for name in names)
+
     def window(self, layer: int) -> int | None:
         """How many tokens back, itself included, a token of this layer sees; `None` for all."""
         kind = self.layer_kind(layer)
@@ -338,8 +344,24 @@ class Adapter:
             return [square_layout(count) for count in counts]
         if isinstance(grids, torch.Tensor):
             grids = grids.tolist()
-        side = self.vision.merge
-        return [video_layout(frames, height // side, width // side) for frames, height, width in grids]
+        if len(counts) != len(grids):
+            side = self.vision.merge
+            return [video_layout(frames, height // side, width // side) for frames, height, width in grids]
+        return [grid_layout_of(count, *grid) for count, grid in zip(counts, grids, strict=True)]
+
+    def feature_counts(self, output: Any) -> list[int]:
+        """Tokens of each entry of what `get_image_features` returned; one number where entries are not separated."""
+        features = getattr(output, "pooler_output", None)
+        if features is None:
+            features = getattr(output, "last_hidden_state", None)
+        if features is None:
+            features = output
+        if isinstance(features, torch.Tensor):
+            rows = int(features.shape[-2])
+            return [rows] if features.dim() == 2 else [rows] * features.shape[:-2].numel()
+        if isinstance(features, list | tuple) and all(isinstance(part, torch.Tensor) for part in features):
+            return [int(part.shape[:-1].numel()) for part in features]
+        return []
 
     def cells(self, rows: torch.Tensor, layouts: Sequence[ImageLayout], inputs: Mapping[str, Any]) -> torch.Tensor:
         """Brings what the tower has for each of its rows to the patches that tokens stand for, by the mean.
@@ -422,6 +444,20 @@ def square_layout(tokens: int) -> ImageLayout:
     if side * side == tokens:
         return grid_layout(side, side)
     return ImageLayout((Segment(1, tokens),), tuple(range(tokens)), views=1, patches_per_view=tokens)
+
+
+def grid_layout_of(tokens: int, frames: int, height: int, width: int) -> ImageLayout:
+    """The layout of so many tokens made of `frames x height x width` patches, merged in squares.
+
+    Raises:
+        ValueError: The patches do not make so many tokens.
+    """
+    for side in range(1, min(height, width) + 1):
+        rows, columns = height // side, width // side
+        if tokens and rows * columns and tokens % (rows * columns) == 0 and frames % (tokens // (rows * columns)) == 0:
+            if height % side == 0 and width % side == 0:
+                return video_layout(tokens // (rows * columns), rows, columns)
+    raise ValueError(f"{frames} x {height} x {width} patches do not make {tokens} tokens")
 
 
 def _token(config: Any, *names: str) -> int | None:

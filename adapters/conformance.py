@@ -75,6 +75,7 @@ def check_adapter(
     alone: Sequence[Inputs] | None = None,
     tolerance: float = 1e-4,
     keep: float = 0.3,
+    suppress_tokens: Sequence[int] = (),
 ) -> list[Check]:
     """Runs the invariants on a model: keep-all is bit-identical, pruned equals masked, cached equals recomputed.
 
@@ -85,6 +86,8 @@ def check_adapter(
         alone: Beside `inputs` the inputs of each row by itself; without them batch invariance is not checked.
         tolerance: Largest absolute difference of logits allowed.
         keep: Share of the visual tokens kept by the checks.
+        suppress_tokens: Ids that generation is kept from beside placeholders: marks around images, which a model with
+            random weights might say and some models treat specially.
 
     Returns:
         What was checked, with the deviations seen.
@@ -121,7 +124,7 @@ def check_adapter(
                 rows = [_fitted(row, model) for row in alone]
                 done.append(_check_batch_invariance(model, inputs, rows, stages[-1], keep, tolerance))
             for positions in ("keep", "pack"):
-                done.append(_check_generate(model, inputs, stages[-1], keep, positions))
+                done.append(_check_generate(model, inputs, stages[-1], keep, positions, suppress_tokens))
     finally:
         model.train(training)
     return done
@@ -248,7 +251,7 @@ def masked_logits(
                 for row, left in enumerate(here):
                     count = int(left.sum())
                     hidden[row, left] = states[number][row, -count:]
-            if not adapter.is_recurrent(number):
+            if adapter.attends(number):
                 plane = adapter.plane(hidden)
                 allowed = _allowed(kwargs.get("attention_mask"), real, plane)
                 allowed = allowed & here[:, None, None, :].to(allowed.device)
@@ -421,13 +424,20 @@ def _check_batch_invariance(
 
 
 def _check_generate(
-    model: nn.Module, inputs: Inputs, layers: Sequence[int], keep: float, positions: str, steps: int = 4
+    model: nn.Module,
+    inputs: Inputs,
+    layers: Sequence[int],
+    keep: float,
+    positions: str,
+    suppress: Sequence[int],
+    steps: int = 4,
 ) -> Check:
     call: Any = model
     with pruning(model, ScatteredPruner(tuple(layers)), keep, positions=positions):  # type: ignore[arg-type]
         settings: dict[str, Any] = {"max_new_tokens": steps, "min_new_tokens": steps, "do_sample": False}
         # A model with random weights may say its own placeholders, whose images would then be missing.
-        settings["suppress_tokens"] = [placeholder.token for placeholder in find_adapter(model).placeholders]
+        own = [placeholder.token for placeholder in find_adapter(model).placeholders]
+        settings["suppress_tokens"] = [*own, *suppress]
         cached = call.generate(**inputs, **settings, use_cache=True)
         fresh = call.generate(**inputs, **settings, use_cache=False)
     length = inputs["input_ids"].shape[1]

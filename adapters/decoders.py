@@ -92,17 +92,23 @@ def count_costs(layers: Sequence[nn.Module], config: Any, head: nn.Module | None
     """
     linear, square, cached = [], [], []
     for number, layer in enumerate(layers):
-        linear.append(round(_weights(layer, config)))
+        own = layer_config(config, number)
+        linear.append(round(_weights(layer, own)))
         attention = find_attention(layer, number)
-        heads = int(getattr(config, "num_attention_heads", 0) or 0)
-        width = _head_dim(attention, config)
-        square.append(2 * heads * width if attention is not None else 0)
+        width = 0 if attention is None else _head_dim(attention, own)
+        square.append(2 * int(own.num_attention_heads) * width if attention is not None else 0)
         shares = getattr(attention, "is_kv_shared_layer", False)
-        cached.append(0 if attention is None or shares else 2 * _kv_heads(attention, config) * width)
+        cached.append(0 if attention is None or shares else 2 * _kv_heads(attention, own) * width)
     return LayerCosts(tuple(linear), tuple(square), tuple(cached), 0 if head is None else _matrix(head))
 
 
-def _head_dim(attention: nn.Module | None, config: Any) -> int:
+def layer_config(config: Any, number: int) -> Any:
+    """The configuration of one layer, where layers have their own."""
+    each = getattr(config, "per_layer_config", None)
+    return config if each is None else each[number]
+
+
+def _head_dim(attention: nn.Module, config: Any) -> int:
     width = getattr(attention, "head_dim", None) or getattr(config, "head_dim", None)
     return int(width or config.hidden_size // config.num_attention_heads)
 

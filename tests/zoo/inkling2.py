@@ -1,4 +1,4 @@
-"""Tiny Inkling 2: every picture is a grid of any size, one token for each 8 x 8 pixels (2 x 2 patches), without marks."""
+"""Tiny Inkling 2: every picture is a grid of any size, one token for 8 x 8 pixels (2 x 2 patches), without marks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class MODEL_CLASS:
 
 
 def text() -> dict[str, object]:
-    """Sizes of the decoder: convolutions, both kinds of attention, residual blocks of two layers, experts everywhere."""
+    """Sizes of the decoder: convolutions, both kinds of attention, residual blocks of two layers, experts."""
     sizes = text_sizes(num_hidden_layers=len(KINDS), head_dim=16, moe_intermediate_size=48)
     del sizes["intermediate_size"]
     return sizes | {

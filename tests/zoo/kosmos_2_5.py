@@ -1,4 +1,4 @@
-"""Tiny KOSMOS-2.5: 16 latent queries for a picture of any shape; their ids are those of the first word, a mask says where."""
+"""Tiny KOSMOS-2.5: 16 latent queries for a picture of any shape, with ids of the first word; a mask says where."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from transformers import Molmo2Config, Molmo2ForConditionalGeneration, Molmo2ImageProcessor, Molmo2VideoProcessor
 
-from zoo.common import END, IMAGE, MORE, START, Inputs, prompts, text_sizes, vision_sizes
+from zoo.common import END, IMAGE, MORE, START, TEXT, Inputs, prompts, text_sizes, vision_sizes
 
 SIZES = [(48, 64), (112, 48), (48, 48)]
 SCALE = 8.0
@@ -93,7 +93,7 @@ def video_inputs(
         return [
             token
             for frame in range(frames)
-            for token in (3 + frame, FRAME_START, *[IMAGE] * (height * width), FRAME_END)
+            for token in (TEXT[frame], FRAME_START, *[IMAGE] * (height * width), FRAME_END)
         ]
 
     blocks = [[block(*next(grids)) for _ in row] for row in rows]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from transformers import PI0Config, PI0ForConditionalGeneration
+from transformers import PI0Config
 
 from zoo.common import IMAGE, text_sizes, vision_sizes
-
-MODEL_CLASS = PI0ForConditionalGeneration
 
 
 def config() -> PI0Config:

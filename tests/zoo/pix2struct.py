@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from transformers import Pix2StructConfig, Pix2StructForConditionalGeneration
+from transformers import Pix2StructConfig
 
 from zoo.common import BOS, EOS, PAD, VOCAB
-
-MODEL_CLASS = Pix2StructForConditionalGeneration
 
 
 def config() -> Pix2StructConfig:

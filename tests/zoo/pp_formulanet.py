@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from transformers import PPFormulaNetConfig, PPFormulaNetForConditionalGeneration
+from transformers import PPFormulaNetConfig
 
 from zoo.common import BOS, EOS, PAD, VOCAB
-
-MODEL_CLASS = PPFormulaNetForConditionalGeneration
 
 
 def config() -> PPFormulaNetConfig:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from transformers import UdopConfig, UdopForConditionalGeneration
+from transformers import UdopConfig
 
 from zoo.common import EOS, PAD, VOCAB
-
-MODEL_CLASS = UdopForConditionalGeneration
 
 
 def config() -> UdopConfig:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from transformers.cache_utils import CacheLayerMixin
 
 _ATTRIBUTE = "_vtprune_state"
 
@@ -73,10 +74,11 @@ class CacheState:
 
     def seen_in(self, cache: Any) -> int:
         """Tokens so far, pruned ones included, also after the cache was cropped behind our back."""
-        length = cache.get_seq_length(0) if isinstance(cache, PrunedCache) else self.seen
+        counted = counted_layer(cache)
+        length = cache.get_seq_length(counted) if isinstance(cache, PrunedCache) else self.seen
         if isinstance(length, torch.Tensor):
             return self.seen
-        first = self.at(0)
+        first = self.at(counted)
         return int(length if first is None else length - first.columns.shape[1] + first.end)
 
     def follow(self, cache: Any) -> None:
@@ -102,6 +104,12 @@ class CacheState:
             self.padding = self.padding[:, : self.seen]
 
 
+def counted_layer(cache: Any) -> int:
+    """The first layer of a cache that holds keys; those of recurrent layers do not count tokens."""
+    layers = getattr(cache, "layers", ())
+    return next((number for number, layer in enumerate(layers) if isinstance(layer, CacheLayerMixin)), 0)
+
+
 class PrunedCache:
     """Mixed into the class of a cache object whose layers hold different tokens.
 
@@ -115,7 +123,7 @@ class PrunedCache:
         if layer_idx is None and state is not None:
             return state.seen_in(self)
         parent: Any = super()
-        return parent.get_seq_length(layer_idx or 0)
+        return parent.get_seq_length(counted_layer(self) if layer_idx is None else layer_idx)
 
     def reset(self) -> None:
         """Empties the cache and forgets what was pruned."""

@@ -249,7 +249,7 @@ class Engine:
             output = encode(*args, **kwargs)
         finally:
             local.open = None
-        counts = _feature_counts(output)
+        counts = self.adapter.feature_counts(output)
         record.layouts = self.adapter.layouts(kind, counts, arguments)
         expected = sum(layout.tokens for layout in record.layouts)
         if counts and sum(counts) != expected:
@@ -296,7 +296,7 @@ class Engine:
         has_images = any(name.startswith("pixel_values") and value is not None for name, value in given.items())
         for encoded in (given.get("mm_encoder_outputs") or {}).values():
             record = getattr(encoded, _RECORD, None)
-            if record is None or not _feature_counts(encoded):
+            if record is None or not self.adapter.feature_counts(encoded):
                 raise ValueError(
                     "image features were computed before the model was wrapped, or split for chunked prefill; compute "
                     "them with the wrapped model and leave prefill_chunk_size unset"
@@ -422,18 +422,6 @@ class Engine:
 def _is_empty(cache: Any) -> bool:
     length = cache.get_seq_length()
     return isinstance(length, int) and length == 0
-
-
-def _feature_counts(output: Any) -> list[int]:
-    """Tokens of each entry of the image features, one number if they are not separated; none if they are not there."""
-    features = getattr(output, "pooler_output", None)
-    if features is None:
-        features = output
-    if isinstance(features, torch.Tensor):
-        return [int(features.shape[0])] if features.dim() == 2 else [int(features.shape[-2])] * features.shape[0]
-    if isinstance(features, list | tuple) and all(isinstance(part, torch.Tensor) for part in features):
-        return [int(part.shape[:-1].numel()) for part in features]
-    return []
 
 
 def _eager(function: Callable[..., Any]) -> Callable[..., Any]:

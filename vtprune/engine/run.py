@@ -223,15 +223,33 @@ class Run:
             self._unrotated[layer] = self._ahead(layer, tokens, hidden, kwargs, rotated=False)
         boundary = self._boundary_of(layer)
         if boundary is not None:
+            tokens = self._entered[boundary]
+            length = hidden.shape[2 if self.engine.adapter.streams == "first" else 1]
+            if tokens is not None and length < tokens.length:
+                return self._cut(layer, tokens, length, hidden, kwargs)
             view = self._view_at(layer, boundary, hidden, kwargs)
             kwargs["attention_mask"] = view.attention_mask
             if "position_embeddings" in kwargs:
                 kwargs["position_embeddings"] = view.position_embeddings
             if kwargs.get("position_ids") is not None:
                 kwargs["position_ids"] = view.position_ids
-            tokens = self._entered[boundary]
             if tokens is not None:
                 kwargs.update(gather_others(kwargs, tokens, self.length))
+        return hidden
+
+    def _cut(
+        self, layer: int, tokens: Tokens, length: int, hidden: torch.Tensor, kwargs: dict[str, Any]
+    ) -> torch.Tensor:
+        """Arguments of a layer for which the decoder has cut the sequence to its last `length` tokens.
+
+        Decoders whose last layers attend to the keys of earlier ones do so where only those tokens' logits count.
+        """
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, torch.Tensor) and mask.dim() == 4:
+            kwargs["attention_mask"] = tokens.key_columns(mask)
+        if kwargs.get("position_embeddings") is not None and self._is_packed(tokens):
+            positions = self._moved(tokens, hidden, kwargs, self._state.at(layer))[..., -length:]
+            kwargs["position_embeddings"] = self.engine.adapter.rotary(hidden, positions, layer)
         return hidden
 
     def inject(self, features: Sequence[torch.Tensor] | None) -> None:
@@ -351,12 +369,12 @@ class Run:
         """The arguments for a layer; layers of one kind that got the same arguments share theirs."""
         replaced = (kwargs.get("attention_mask"), kwargs.get("position_embeddings"), kwargs.get("position_ids"))
         adapter = self.engine.adapter
-        kind = adapter.layer_kind(layer), adapter.is_recurrent(layer)
+        kind = adapter.layer_kind(layer), adapter.attends(layer)
         key = boundary, kind, id(replaced[0]), id(replaced[1])
         if key not in self._views:
             tokens = self._entered[boundary]
             past = self._state.at(boundary)
-            if adapter.is_recurrent(layer):
+            if not adapter.attends(layer):
                 mask = self._recurrent_mask(tokens, hidden, kwargs, self._cached[boundary])
             else:
                 mask = self._mask(layer, tokens, hidden, kwargs, self._cached[boundary])

@@ -86,11 +86,18 @@ class Tokens:
         """
         mask = mask.expand(self.batch, *mask.shape[1:])
         mask = mask.gather(2, self.columns[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[-1]))
-        mask = mask.gather(3, self.columns[:, None, None, :].expand(-1, *mask.shape[1:3], -1))
+        mask = self.key_columns(mask)
         blocked = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-        if self.valid is not None:
-            mask = mask.masked_fill(~self.valid[:, None, None, :], blocked)
         return torch.nn.functional.pad(mask, (0, keys - self.length), value=blocked) if keys > self.length else mask
+
+    def key_columns(self, mask: torch.Tensor) -> torch.Tensor:
+        """Columns of the present slots from a ready mask `(batch or 1, heads or 1, any, prompt length)`."""
+        mask = mask.expand(self.batch, *mask.shape[1:])
+        mask = mask.gather(3, self.columns[:, None, None, :].expand(-1, *mask.shape[1:3], -1))
+        if self.valid is None:
+            return mask
+        blocked = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+        return mask.masked_fill(~self.valid[:, None, None, :], blocked)
 
     def labels(self, labels: torch.Tensor) -> torch.Tensor:
         """Training labels of the present slots from `(batch, prompt length)`.

@@ -30,7 +30,7 @@ def closed_positions(positions: torch.Tensor, left: torch.Tensor) -> torch.Tenso
     starts = torch.ones_like(values, dtype=torch.bool)
     starts[:, 1:] = values[:, 1:] != values[:, :-1]
     group = starts.cumsum(1) - 1
-    used = torch.zeros_like(values).scatter_reduce(1, group, left.repeat(1, numbers).gather(1, order).long(), "amax")
+    used = torch.zeros_like(group).scatter_reduce(1, group, left.repeat(1, numbers).gather(1, order).long(), "amax")
     gone = starts & (used.gather(1, group) == 0)
     moved = values - gone.cumsum(1)
     closed = torch.empty_like(flat).scatter(1, order, moved)
