@@ -16,7 +16,14 @@ import torch
 from torch import nn
 from transformers.masking_utils import create_causal_mask
 
-from vtprune.adapters.decoders import count_costs, find_attention, find_decoder, is_recurrent, shared_from
+from vtprune.adapters.decoders import (
+    count_costs,
+    find_attention,
+    find_decoder,
+    is_recurrent,
+    key_sources,
+    layer_config,
+)
 from vtprune.adapters.towers import find_layers, find_projector, find_tower, merge_side
 from vtprune.costs import DecoderShape, LayerCosts
 from vtprune.engine.cache_names import CACHE
@@ -164,6 +171,8 @@ class Adapter:
         head: Any = self.model
         output = head.get_output_embeddings()
         counted = count_costs(self.layers, self.text_config, output)
+        if hasattr(self.text_config, "per_layer_config"):
+            return counted
         try:
             shape = DecoderShape.from_config(self.text_config)
         except (ValueError, TypeError):
@@ -202,20 +211,20 @@ class Adapter:
 
     def attends(self, layer: int) -> bool:
         """Whether a layer has attention at all; some have only a state or a mixture of experts."""
-        names = (path for path, _ in self.layers[layer].named_modules())
-        return not self.is_recurrent(layer) and any(re.search(r"att(n|ention)|mixer", name) for name in names)
+        names = (type(module).__name__ for module in self.layers[layer].modules())
+        return not self.is_recurrent(layer) and any(re.search("Attention|Attn|MLA", name) for name in names)
 
     def window(self, layer: int) -> int | None:
         """How many tokens back, itself included, a token of this layer sees; `None` for all."""
         kind = self.layer_kind(layer)
-        window = getattr(self.text_config, "sliding_window", None)
+        window = getattr(layer_config(self.text_config, layer), "sliding_window", None)
         if window is None or not ("sliding" in kind or kind == ""):
             return None
         return int(window) if getattr(self.text_config, "use_sliding_window", True) else None
 
     def chunk(self, layer: int) -> int | None:
         """Length of the chunks that attention of this layer does not leave; `None` without chunks."""
-        size = getattr(self.text_config, "attention_chunk_size", None)
+        size = getattr(layer_config(self.text_config, layer), "attention_chunk_size", None)
         return int(size) if size is not None and "chunked" in self.layer_kind(layer) else None
 
     @cached_property
@@ -224,8 +233,13 @@ class Adapter:
 
         Where later layers attend to the keys that an earlier one made, that one: they must hold the same tokens.
         """
-        source = shared_from(self.layers, self.text_config)
-        return len(self.layers) - 1 if source is None else source
+        shared = [source for number, source in enumerate(self.key_sources) if source != number]
+        return min(shared, default=len(self.layers) - 1)
+
+    @cached_property
+    def key_sources(self) -> list[int]:
+        """For each decoder layer the one whose keys it attends to: itself, or an earlier one where keys are shared."""
+        return key_sources(self.layers, self.text_config)
 
     def rotary(self, hidden: torch.Tensor, position_ids: torch.Tensor, layer: int) -> Any:
         """The position embeddings that a decoder layer takes.
@@ -284,7 +298,7 @@ class Adapter:
             keys: Which cached and new tokens may be attended to, `(batch, cached + length)`; `None` for all.
             cache: The model's cache or `None`.
             layer: Index of the layer, whose own cache length counts.
-            columns: Column in the prompt of each of them, `(batch, cached + length)`.
+            columns: Column in the prompt of each of them, counted from its first token, `(batch, cached + length)`.
         """
         arguments: dict[str, Any] = {CACHE: cache}
         window, chunk = self.window(layer), self.chunk(layer)
@@ -303,7 +317,7 @@ class Adapter:
             inputs_embeds=hidden,
             attention_mask=keys,
             position_ids=None,
-            layer_idx=layer,
+            layer_idx=self.key_sources[layer],
             **arguments,
         )
 

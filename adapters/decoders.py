@@ -67,21 +67,19 @@ def is_recurrent(layer: nn.Module, kind: str) -> bool:
     return any(_RECURRENT_CLASS.search(type(module).__name__) for module in layer.modules())
 
 
-def shared_from(layers: Sequence[nn.Module], config: Any) -> int | None:
-    """The first layer whose keys a later layer attends to instead of making its own; `None` if all make their own."""
-    sharing = [
-        number
-        for number, layer in enumerate(layers)
-        if any(getattr(module, "is_kv_shared_layer", False) for module in layer.modules())
-    ]
-    if not sharing:
-        return None
-    named = getattr(config, "kv_source_layers", None)
-    if named is not None:
-        return min(int(named[number]) for number in sharing)
-    kinds = list(config.layer_types)
-    own = range(sharing[0])
-    return min(max(number for number in own if kinds[number] == kinds[user]) for user in sharing)
+def key_sources(layers: Sequence[nn.Module], config: Any) -> list[int]:
+    """For each layer the one whose keys it attends to: itself, or an earlier one where layers share them."""
+    sources = list(range(len(layers)))
+    for number, layer in enumerate(layers):
+        if not any(getattr(module, "is_kv_shared_layer", False) for module in layer.modules()):
+            continue
+        if (named := getattr(config, "kv_source_layers", None)) is not None:
+            sources[number] = int(named[number])
+        else:
+            kinds = list(config.layer_types)
+            own = [other for other in range(number) if sources[other] == other and kinds[other] == kinds[number]]
+            sources[number] = own[-1]
+    return sources
 
 
 def count_costs(layers: Sequence[nn.Module], config: Any, head: nn.Module | None) -> LayerCosts:

@@ -19,6 +19,8 @@ TEXT = range(3, 300)
 IMAGE, VIDEO, START, END, MORE = 300, 301, 302, 303, 304
 """Placeholders of images and of videos, and marks around them; `MORE` and up are free for whatever else a type has."""
 VOCAB = 340
+MARKS = range(IMAGE, VOCAB)
+"""All that is no word."""
 
 Inputs = dict[str, torch.Tensor]
 
@@ -95,6 +97,31 @@ def picture(height: int, width: int, seed: int = 0) -> Image.Image:
 def video(frames: int, height: int, width: int, seed: int = 0) -> list[Image.Image]:
     """A video of random pixels."""
     return [picture(height, width, 1000 * seed + frame) for frame in range(frames)]
+
+
+def together_and_alone(
+    module: ModuleType, model: PreTrainedModel, rows: Sequence[Sequence[Image.Image]]
+) -> tuple[Inputs, list[Inputs]]:
+    """Inputs of a batch, and of each of its rows with the same words and without padding."""
+    inputs = module.inputs(model, rows)
+    alone = []
+    for number, row in enumerate(rows):
+        real = inputs["attention_mask"][number].bool()
+        one = module.inputs(model, [row])
+        one |= {
+            name: value[number][real][None]
+            for name, value in inputs.items()
+            if isinstance(value, torch.Tensor) and value.shape == inputs["input_ids"].shape
+        }
+        alone.append(one)
+    return inputs, alone
+
+
+def question_side(model: Any, method: str) -> Inputs:
+    """The arguments of `wrap` for methods that compare patches with the question; none for others."""
+    import tiny
+
+    return tiny.question_side(method)
 
 
 def prompts(rows: Sequence[Sequence[Sequence[int]]], *, seed: int = 0, left: bool = True) -> Inputs:

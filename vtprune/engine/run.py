@@ -370,6 +370,11 @@ class Run:
         replaced = (kwargs.get("attention_mask"), kwargs.get("position_embeddings"), kwargs.get("position_ids"))
         adapter = self.engine.adapter
         kind = adapter.layer_kind(layer), adapter.attends(layer)
+        source = adapter.key_sources[layer]
+        if source != layer:
+            # It attends to keys that are there already, under the mask with which they were made.
+            shared = [view for (other, same, *_), view in self._views.items() if (other, same) == (boundary, kind)]
+            return shared[-1]
         key = boundary, kind, id(replaced[0]), id(replaced[1])
         if key not in self._views:
             tokens = self._entered[boundary]
@@ -453,6 +458,9 @@ class Run:
         allowed = None if allowed is None else allowed.to(hidden.device)
         plane = self.engine.adapter.plane(hidden)
         columns = cached.upto(self._seen + self.length).to(hidden.device)
+        if self._allowed is not None:
+            left = (self._allowed.cumsum(1) == 0).sum(1, keepdim=True).to(hidden.device)
+            columns = columns - left
         return self.engine.adapter.causal_mask(plane, allowed, cache_in(kwargs), layer, columns)
 
     def _recurrent_mask(

@@ -128,18 +128,11 @@ def _set(place: tuple[str, str], function: Callable[..., Any]) -> None:
 
 
 def _tapped(original: Callable[..., Any]) -> Callable[..., Any]:
-    def attention(
-        module: nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: Any,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
+    def attention(module: nn.Module, query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if module in _watchers:
+            mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
             _tell(module, query, key, mask, kwargs.get("scaling"), kwargs.get("cu_seq_lens_q"))
-        return original(module, query, key, value, mask, *args, **kwargs)
+        return original(module, query, key, *args, **kwargs)
 
     return attention
 
