@@ -30,6 +30,8 @@ from vtprune.engine.cache_names import CACHE
 from vtprune.layout import ImageLayout, Segment, grid_layout, video_layout
 from vtprune.pruner import Depths, Signal
 
+Borders = Literal["feature", "run", "before", "after"]
+
 
 @dataclass(frozen=True)
 class Vision:
@@ -94,7 +96,7 @@ class Adapter:
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
-    borders: ClassVar[Literal["feature", "run", "before", "after"]] = "feature"
+    borders: ClassVar[Borders] = "feature"
     """Which entries of the image features make up one image of the prompt.
 
     `"feature"`: each is an image. `"run"`: those whose placeholders follow one another without text between.
@@ -171,10 +173,8 @@ class Adapter:
         head: Any = self.model
         output = head.get_output_embeddings()
         counted = count_costs(self.layers, self.text_config, output)
-        if hasattr(self.text_config, "per_layer_config"):
-            return counted
         try:
-            shape = DecoderShape.from_config(self.text_config)
+            shape = DecoderShape.from_config(layer_config(self.text_config, 0))
         except (ValueError, TypeError):
             return counted
         return shape if shape.costs == counted else counted
@@ -321,11 +321,22 @@ class Adapter:
             **arguments,
         )
 
-    @property
-    def injections(self) -> tuple[str, ...]:
-        """Arguments of the decoder with visual features that it adds after its first layers (DeepStack)."""
-        known = inspect.signature(self.decoder.forward).parameters
-        return tuple(name for name in ("deepstack_visual_embeds",) if name in known)
+    def injections(self, arguments: dict[str, Any]) -> dict[int, torch.Tensor]:
+        """Takes out of the decoder's arguments the features that it would add to visual tokens between layers.
+
+        Returns:
+            For each layer before which something is added (DeepStack), features of all visual tokens, `(tokens, dim)`.
+        """
+        added = arguments.get("deepstack_visual_embeds")
+        if added is None:
+            return {}
+        arguments["deepstack_visual_embeds"] = None
+        return {number + 1: features for number, features in enumerate(added)}
+
+    def entering(self, arguments: Mapping[str, Any]) -> torch.Tensor:
+        """What the first layer is given for each token, `(batch, length, dim)`, from the decoder's arguments."""
+        states: torch.Tensor = arguments["inputs_embeds"]
+        return states
 
     @cached_property
     def vision(self) -> Vision:
@@ -341,6 +352,15 @@ class Adapter:
         merge, blocks = merge_side(self.model.config, tower)
         projector = find_projector(self.base) if merge == 1 else None
         return Vision(layers, attentions, (len(layers) - 1,), projector, merge=merge, blocks=blocks)
+
+    def borders_of(self, kind: str, inputs: Mapping[str, Any]) -> Borders:
+        """`borders` for one run of the vision tower: each entry of a video's features is a video.
+
+        Args:
+            kind: `"image"` or `"video"`.
+            inputs: The arguments of `get_image_features` or `get_video_features`.
+        """
+        return "feature" if kind == "video" else self.borders
 
     def layouts(self, kind: str, counts: Sequence[int], inputs: Mapping[str, Any]) -> list[ImageLayout]:
         """The layout of each entry of the image features, in order: where grids are given those, else squares.
@@ -439,7 +459,9 @@ class Adapter:
         if not self.vision.has_cls:
             gone[Signal.ENCODER_CLS] = f"the vision tower of {name} has no CLS token"
         if self.vision.projector is None or not self.vision.has_cls:
-            gone[Signal.CLIP_TEXT] = f"the vision tower of {name} is no CLIP tower whose features meet text"
+            gone[Signal.CLIP_TEXT] = (
+                f"the tower of {name} has no CLS token beside its features, and so is no CLIP tower"
+            )
         if type(self).encode_smaller is Adapter.encode_smaller:
             gone[Signal.PIXELS] = f"the vision tower of {name} is not known to take smaller pictures"
         if not any(self.attention_module(layer) for layer in range(len(self.layers))):
@@ -468,9 +490,10 @@ def grid_layout_of(tokens: int, frames: int, height: int, width: int) -> ImageLa
     """
     for side in range(1, min(height, width) + 1):
         rows, columns = height // side, width // side
-        if tokens and rows * columns and tokens % (rows * columns) == 0 and frames % (tokens // (rows * columns)) == 0:
-            if height % side == 0 and width % side == 0:
-                return video_layout(tokens // (rows * columns), rows, columns)
+        times = tokens // (rows * columns)
+        whole = rows * side == height and columns * side == width and times * rows * columns == tokens
+        if whole and times and frames % times == 0:
+            return video_layout(times, rows, columns)
     raise ValueError(f"{frames} x {height} x {width} patches do not make {tokens} tokens")
 
 

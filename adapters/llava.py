@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -16,39 +17,15 @@ from vtprune.layout import ImageLayout, grid_layout
 
 @register_adapter
 class LlavaAdapter(Adapter):
-    """`LlavaForConditionalGeneration` with a CLIP-like or SigLIP-like tower."""
+    """`LlavaForConditionalGeneration` with a CLIP-like or SigLIP-like tower, and VipLLaVA with several of its layers."""
 
-    model_types = ("llava",)
+    model_types = ("llava", "vipllava")
 
     @cached_property
     def vision(self) -> Vision:
         """The tower's layers as `hidden_states[vision_feature_layer]` counts them: entry 0 is the embedding."""
-        config: Any = self.model.config
-        tower = self.base.get_submodule("vision_tower")
-        layers, attentions = find_layers(tower)
-        if not layers:
-            raise ValueError(f"vision tower {type(tower).__name__} has no list of layers with attention")
-        chosen = getattr(config, "vision_feature_layer", None)
-        if chosen is None:
-            chosen = config.vision_feature_layers
-        indices = [chosen] if isinstance(chosen, int) else list(chosen)
-        # Index i of the hidden states is the output of layer i - 1; negative indices count from the last layer.
-        numbers = tuple(index - 1 if index >= 0 else len(layers) + index for index in indices)
-        if any(not 0 <= number < len(layers) for number in numbers):
-            raise ValueError(f"vision_feature_layer={chosen} names no encoder layer; the tower has {len(layers)}")
-        has_cls = any(name.endswith("class_embedding") for name, _ in tower.named_parameters())
-        strategy = getattr(config, "vision_feature_select_strategy", "default" if has_cls else "full")
-        if has_cls and strategy != "default":
-            raise ValueError(
-                f"vision_feature_select_strategy={strategy!r} feeds the CLS token to the decoder as a visual token; "
-                "only 'default' is supported for towers with a CLS token"
-            )
-        if not has_cls and strategy == "default":
-            raise ValueError(
-                "vision_feature_select_strategy='default' drops a patch of a tower without CLS; use 'full'"
-            )
         projector = self.base.get_submodule("multi_modal_projector")
-        return Vision(layers, attentions, numbers, projector, 0 if has_cls else None, int(has_cls))
+        return replace(chosen_layers(self.model.config, self.base.get_submodule("vision_tower")), projector=projector)
 
     def encode_smaller(self, pixel_values: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Shrinks by bicubic interpolation with anti-aliasing, and interpolates the tower's position embeddings."""
@@ -87,3 +64,39 @@ class LlavaAdapter(Adapter):
     def _patch_size(self) -> int:
         config: Any = self.model.config
         return int(config.vision_config.patch_size)
+
+
+def chosen_layers(config: Any, tower: nn.Module, chosen: int | Sequence[int] | None = None) -> Vision:
+    """A tower of which the model takes some of its `hidden_states`, without a CLS token where it has one.
+
+    Args:
+        config: The model's configuration.
+        tower: Its vision tower.
+        chosen: Index or indices of the hidden states; those of the configuration unless given.
+
+    Raises:
+        ValueError: There are no such layers, or the model does with a CLS token what is not supported.
+    """
+    layers, attentions = find_layers(tower)
+    if not layers:
+        raise ValueError(f"vision tower {type(tower).__name__} has no list of layers with attention")
+    if chosen is None:
+        chosen = getattr(config, "vision_feature_layer", None)
+    if chosen is None:
+        chosen = config.vision_feature_layers
+    indices = [chosen] if isinstance(chosen, int) else list(chosen)
+    # Index i of the hidden states is the output of layer i - 1; negative indices count from the last layer.
+    numbers = tuple(index - 1 if index >= 0 else len(layers) + index for index in indices)
+    if any(not 0 <= number < len(layers) for number in numbers):
+        raise ValueError(f"vision_feature_layer={chosen} names no encoder layer; the tower has {len(layers)}")
+    has_cls = any(name.endswith("class_embedding") for name, _ in tower.named_parameters())
+    # A family without the setting always drops the first row.
+    strategy = getattr(config, "vision_feature_select_strategy", "default")
+    if has_cls and strategy != "default":
+        raise ValueError(
+            f"vision_feature_select_strategy={strategy!r} feeds the CLS token to the decoder as a visual token; "
+            "only 'default' is supported for towers with a CLS token"
+        )
+    if not has_cls and strategy == "default":
+        raise ValueError("vision_feature_select_strategy='default' drops a patch of a tower without CLS; use 'full'")
+    return Vision(layers, attentions, numbers, cls=0 if has_cls else None, prefix=int(has_cls))

@@ -28,18 +28,26 @@ class LlavaNextAdapter(LlavaAdapter):
                 f"{type(self.model).__name__} needs image_sizes beside pixel_values; pass all that the processor "
                 "returned"
             )
-        config: Any = self.model.config
-        view = int(config.vision_config.image_size)
-        pinpoints = tuple(tuple(pinpoint) for pinpoint in config.image_grid_pinpoints)
-        sizes = image_sizes.tolist() if isinstance(image_sizes, torch.Tensor) else image_sizes
-        return [
-            anyres_layout((int(height), int(width)), pinpoints, view, view // self._patch_size())
-            for height, width in sizes
-        ]
+        return anyres_layouts(self.model.config, image_sizes, self.vision.merge)
 
     def typical_layout(self) -> ImageLayout | None:
         """`None`: the number of tokens depends on the picture."""
         return None
+
+
+def anyres_layouts(config: Any, image_sizes: Any, merge: int = 1) -> list[ImageLayout]:
+    """The token layouts of pictures of some sizes.
+
+    Args:
+        config: The model's configuration.
+        image_sizes: Height and width of each picture, `(images, 2)`, as a tensor or nested.
+        merge: Side of the square of patches that becomes one token.
+    """
+    view = int(config.vision_config.image_size)
+    side = view // int(config.vision_config.patch_size) // merge
+    pinpoints = tuple(tuple(pinpoint) for pinpoint in config.image_grid_pinpoints)
+    sizes = image_sizes.tolist() if isinstance(image_sizes, torch.Tensor) else image_sizes
+    return [anyres_layout((int(height), int(width)), pinpoints, view, side) for height, width in sizes]
 
 
 @lru_cache(maxsize=1024)
@@ -52,7 +60,7 @@ def anyres_layout(
         image_size: Size of the original picture.
         pinpoints: Canvas sizes that the model was trained with, (height, width).
         view_size: Side of one view in pixels.
-        side: Patches along one side of a view.
+        side: Patches along one side of a view, after merging.
 
     Example:
         >>> layout = anyres_layout((336, 672), ((336, 672), (672, 336)), 336, 24)

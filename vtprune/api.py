@@ -68,6 +68,7 @@ def wrap(
     from vtprune.adapters import find_adapter
     from vtprune.engine.engine import Engine
 
+    stock = _stock(model)
     method = make_pruner(pruner, **options)
     limit = Budget.parse(budget)
     where = method.default_positions if positions is None else positions
@@ -79,11 +80,11 @@ def wrap(
         raise ValueError(
             f"{type(model).__name__} is wrapped already, with {_engine(model)!r}; call vtprune.unwrap(model) first"
         )
-    adapter = find_adapter(model)
+    adapter = find_adapter(stock)
     tower, reader = _question_side(adapter, method, text_tower, processor)
-    engine = Engine(model, adapter, method, limit, where, images_per_prompt, tower, reader)
+    engine = Engine(stock, adapter, method, limit, where, images_per_prompt, tower, reader)
     engine.attach()
-    model.__dict__[_ATTRIBUTE] = engine
+    stock.__dict__[_ATTRIBUTE] = engine
     return model
 
 
@@ -100,7 +101,7 @@ def unwrap(model: ModelT) -> ModelT:
     if engine is None:
         raise ValueError(f"{type(model).__name__} is not wrapped")
     engine.detach()
-    del model.__dict__[_ATTRIBUTE]
+    del _stock(model).__dict__[_ATTRIBUTE]
     return model
 
 
@@ -174,5 +175,11 @@ def _question_side(
     return tower.to(weight.device), reader
 
 
+def _stock(model: nn.Module) -> nn.Module:
+    """The model of transformers inside one that PEFT has wrapped."""
+    inner: Any = getattr(model, "get_base_model", None)
+    return _stock(inner()) if callable(inner) and hasattr(model, "peft_config") else model
+
+
 def _engine(model: nn.Module) -> Engine | None:
-    return getattr(model, "__dict__", {}).get(_ATTRIBUTE)
+    return getattr(_stock(model), "__dict__", {}).get(_ATTRIBUTE)

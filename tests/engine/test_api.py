@@ -17,6 +17,7 @@ from vtprune import Budget
 from vtprune.adapters import find_adapter
 from vtprune.adapters.conformance import ScatteredPruner, footprint
 from vtprune.engine.cache_names import CACHE
+from vtprune.pruner import Signal
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def test_bad_arguments_change_nothing(llava: Any, arguments: dict[str, Any], err
 def test_unsupported_models_are_refused(llava: Any) -> None:
     with pytest.raises(TypeError, match="Linear"):
         vtprune.wrap(torch.nn.Linear(2, 2), "divprune", budget=9)
-    with pytest.raises(ValueError, match=r"'llama'.*supported: llava"):
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM has no get_image_features"):
         vtprune.wrap(LlamaForCausalLM(tiny.text_config()), "divprune", budget=9)
     with pytest.raises(ValueError, match="clip_vision_model"):
         vtprune.wrap(CLIPVisionModel(tiny.vision_config()), "divprune", budget=9)
@@ -70,12 +71,19 @@ def test_unsupported_models_are_refused(llava: Any) -> None:
         vtprune.wrap(llava.model, "divprune", budget=9)
 
 
+class NeedsCls(ScatteredPruner):
+    signals = frozenset({Signal.ENCODER_CLS})
+
+
 def test_tower_without_cls_is_refused_where_cls_is_needed() -> None:
     siglip: Any = tiny.tiny_llava("sdpa", siglip=True)
     with pytest.raises(ValueError, match=r"encoder_cls.*no CLS"):
-        vtprune.wrap(siglip, "visionzip", budget=9)
-    with torch.no_grad(), vtprune.pruning(siglip, "divprune", 9):
-        siglip(**tiny.prompt([1]))
+        vtprune.wrap(siglip, NeedsCls(), budget=9)
+    # VisionZip keeps one more patch in its place.
+    for name in ("divprune", "visionzip"):
+        with torch.no_grad(), vtprune.pruning(siglip, name, 9):
+            siglip(**tiny.prompt([1]))
+            assert len(vtprune.report(siglip).stages[0].images[0][0]) == 9
 
 
 def test_failure_while_attaching_is_rolled_back(llava: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,7 +140,7 @@ def test_anyres_signals_follow_the_patches() -> None:
     model: Any = tiny.tiny_llava_next()
     inputs = tiny.anyres_prompt([(48, 90)], model)
     seen = spy(model, inputs)
-    layout = vtprune.adapters.find_adapter(model).layouts(torch.empty(0), image_sizes=inputs["image_sizes"])[0]
+    layout = vtprune.adapters.find_adapter(model).layouts("image", [], inputs)[0]
     patches = torch.tensor(layout.patches)
     eager: Any = tiny.tiny_llava_next("eager")
     with torch.no_grad():

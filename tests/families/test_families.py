@@ -133,9 +133,7 @@ def view_boxes(module: ModuleType, layout: Any) -> list[Box | None]:
     return [(0.0, 0.0, 1.0, 1.0)]
 
 
-def cell(
-    box: Box, shape: tuple[int, int], place: tuple[int, int], size: tuple[int, int]
-) -> tuple[int, int, int, int]:
+def cell(box: Box, shape: tuple[int, int], place: tuple[int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
     """Pixels (left, top, right, bottom) of one cell of a view with `shape` cells, in a picture of `size`."""
     top, left, bottom, right = box
     high, wide = (bottom - top) / shape[0], (right - left) / shape[1]
@@ -150,7 +148,7 @@ def features(call: Any, module: ModuleType, picture: Image.Image) -> tuple[torch
     adapter = find_adapter(call)
     seen: list[torch.Tensor] = []
     handle = adapter.decoder.register_forward_pre_hook(
-        lambda _module, _args, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
+        lambda _module, _args, kwargs: seen.append(adapter.entering(kwargs)), with_kwargs=True
     )
     try:
         with vtprune.pruning(call, ScatteredPruner(), 1.0):

@@ -26,7 +26,7 @@ from vtprune.pruner import Pruner, Signal
 from vtprune.reporting import Report
 
 if TYPE_CHECKING:
-    from vtprune.adapters.base import Adapter, Placeholder
+    from vtprune.adapters.base import Adapter
     from vtprune.question import QuestionReader
     from vtprune.text_tower import TextTower
 
@@ -42,7 +42,12 @@ class _Prompt:
     ids: torch.Tensor | None
     embeddings: torch.Tensor | None
     mask: torch.Tensor | None
-    has_images: bool
+    kinds: frozenset[str]
+
+    @property
+    def has_images(self) -> bool:
+        """Whether the pass brings images or videos, as pixels or encoded."""
+        return bool(self.kinds)
 
 
 class _Local(threading.local):
@@ -51,6 +56,7 @@ class _Local(threading.local):
     def __init__(self) -> None:
         self.prompt: _Prompt | None = None
         self.open: VisionRecord | None = None
+        self.ahead: dict[str, VisionRecord] = {}  # encoded before the pass that uses them
         self.records: list[VisionRecord] = []
         self.run: Run | None = None
         self.left: Tokens | None = None  # of the pass that just ended; not the pass itself, which holds large states
@@ -160,8 +166,8 @@ class Engine:
         base, signals = self.adapter.base, self.signals
         self._entry_arguments = tuple(inspect.signature(base.forward).parameters)
         self._add(base.register_forward_pre_hook(_eager(self._enter_model), with_kwargs=True))
-        for placeholder in self.adapter.placeholders:
-            self._attach_encoder(base, placeholder)
+        for method in dict.fromkeys(placeholder.encode for placeholder in self.adapter.placeholders):
+            self._attach_encoder(base, method)
         if Signal.ENCODER_FEATURES in signals and self.vision.projector is not None:
             self._add(self.vision.projector.register_forward_pre_hook(_eager(self._see_features)))
         if Signal.ENCODER_CLS in signals:
@@ -177,17 +183,24 @@ class Engine:
             watcher = functools.partial(self._see_encoder_attention, number)
             self._undo.append(watch(self.vision.attentions[number], watcher))
 
-    def _attach_encoder(self, base: nn.Module, placeholder: Placeholder) -> None:
-        encode: Any = getattr(base, placeholder.encode)
+    def _attach_encoder(self, base: nn.Module, method: str) -> None:
+        encode: Any = getattr(base, method)
         parameters = inspect.signature(encode)
 
         @functools.wraps(encode)
         def get_features(*args: Any, **kwargs: Any) -> Any:
             given = parameters.bind(*args, **kwargs).arguments
-            return self._encode(placeholder.kind, encode, given, args, kwargs)
+            return self._encode(self._kind(method), encode, given, args, kwargs)
 
-        base.__dict__[placeholder.encode] = _eager(get_features)
-        self._undo.append(lambda: base.__dict__.pop(placeholder.encode, None))
+        base.__dict__[method] = _eager(get_features)
+        self._undo.append(lambda: base.__dict__.pop(method, None))
+
+    def _kind(self, method: str) -> str:
+        """The kind of input that a method is called for; one that encodes several takes them in their order."""
+        kinds = [placeholder.kind for placeholder in self.adapter.placeholders if placeholder.encode == method]
+        prompt, seen = self._local.prompt, {record.kind for record in self._local.records}
+        given = [kind for kind in kinds if prompt is not None and kind in prompt.kinds and kind not in seen]
+        return (given or kinds)[0]
 
     def _attach_decoder(self) -> None:
         decoder = self.adapter.decoder
@@ -197,8 +210,6 @@ class Engine:
             names = tuple(inspect.signature(layer.forward).parameters)
             hook = functools.partial(self._before_layer, number, names)
             self._add(layer.register_forward_pre_hook(_eager(hook), with_kwargs=True))
-            if self.adapter.injections:
-                self._add(layer.register_forward_hook(_eager(functools.partial(self._after_layer, number))))
         behind = {self.adapter.attention_before(layer) for layer in self.stages_with(DECODER_STATES | UNROTATED)}
         for number in behind | self.stages_with(NEXT):
             attention = None if number is None else self.adapter.attention_module(number)
@@ -261,6 +272,7 @@ class Engine:
             pictures = self.adapter.pictures(record.pixels, record.layouts, arguments)
             record.image_hash = hash_pictures(pictures, record.layouts)
         local.records = [*(other for other in local.records if other.kind != kind), record]
+        local.ahead = {**local.ahead, kind: record}
         if not isinstance(output, torch.Tensor | tuple | list):
             object.__setattr__(output, _RECORD, record)
         return output
@@ -293,21 +305,26 @@ class Engine:
         local.prompt = local.open = local.run = local.left = None
         local.records = []
         given = {**dict(zip(self._entry_arguments, args, strict=False)), **kwargs}
-        has_images = any(name.startswith("pixel_values") and value is not None for name, value in given.items())
-        for encoded in (given.get("mm_encoder_outputs") or {}).values():
-            record = getattr(encoded, _RECORD, None)
+        for kind, encoded in (given.get("mm_encoder_outputs") or {}).items():
+            # The record rides on the output, or on nothing where hooks of others have copied that.
+            record = getattr(encoded, _RECORD, None) or local.ahead.get(kind)
             if record is None or not self.adapter.feature_counts(encoded):
                 raise ValueError(
                     "image features were computed before the model was wrapped, or split for chunked prefill; compute "
                     "them with the wrapped model and leave prefill_chunk_size unset"
                 )
             local.records.append(record)
+        local.ahead = {}
+        kinds = {record.kind for record in local.records}
+        for name, value in given.items():
+            if value is not None and name.startswith("pixel_values"):
+                kinds.add("video" if name.endswith("videos") else "image")
         mask = given.get("attention_mask")
         local.prompt = _Prompt(
             given.get("input_ids"),
             given.get("inputs_embeds"),
             mask if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None,
-            has_images or bool(local.records),
+            frozenset(kinds),
         )
 
     def _placeholders(self, prompt: _Prompt, kinds: Sequence[str]) -> torch.Tensor | None:
@@ -332,7 +349,7 @@ class Engine:
         local = self._local
         prompt, records = local.prompt, local.records
         local.prompt = local.run = local.left = None
-        local.records = []
+        local.records, local.ahead = [], {}
         embeddings = kwargs.get("inputs_embeds")
         if embeddings is None:
             return None
@@ -347,7 +364,7 @@ class Engine:
         images = Images()
         if visual is not None:
             tokens = {placeholder.kind: placeholder.token for placeholder in self.adapter.placeholders}
-            images = assign_images(visual, records, ids, tokens, self.adapter.borders, self.images_per_prompt)
+            images = assign_images(visual, records, ids, tokens, self.images_per_prompt)
         mask = kwargs.get("attention_mask")
         if state is not None and kwargs.get("position_ids") is None:
             # The decoder would count from the length of its first layer's cache, which may have been pruned.
@@ -356,6 +373,7 @@ class Engine:
         run = Run(
             self,
             embeddings=embeddings,
+            entering=functools.partial(self.adapter.entering, dict(kwargs)),
             cache=cache,
             state=state,
             mask=mask if prompt is None or prompt.mask is None else prompt.mask,
@@ -365,9 +383,7 @@ class Engine:
             ids=ids if visual is not None and Signal.CLIP_TEXT in self.signals else None,
         )
         if run.is_active:
-            for name in self.adapter.injections:
-                run.inject(kwargs.get(name))
-                kwargs[name] = None
+            run.inject(self.adapter.injections(kwargs))
         if any(getattr(layer, "gradient_checkpointing", False) for layer in self.layers) and module.training:
             # Recomputation in the backward pass runs the layer hooks again, after the run is over.
             kwargs[_RUN] = run
@@ -407,10 +423,6 @@ class Engine:
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         hidden = run.before_layer(number, given.pop(names[0]), given)
         return (hidden,), given
-
-    def _after_layer(self, number: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        run = self._local.run
-        return output if run is None or not run.is_active else run.after_layer(number, output)
 
     def _leave_decoder(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         run, self._local.run = self._local.run, None

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import torch
 
 from vtprune.engine.vision import VisionRecord
 from vtprune.layout import ImageLayout, join_layouts
 
-Borders = Literal["feature", "run", "before", "after"]
+if TYPE_CHECKING:
+    from vtprune.adapters.base import Borders
 
 
 @dataclass
@@ -43,7 +44,6 @@ def assign_images(
     records: Sequence[VisionRecord],
     ids: torch.Tensor | None,
     tokens: Mapping[str, int],
-    borders: Borders,
     promised: int | None,
 ) -> Images:
     """Finds the images of each row. The device is asked only where the host cannot know.
@@ -55,7 +55,6 @@ def assign_images(
         records: Runs of the vision tower of this pass, one for each kind of input.
         ids: Token ids, `(batch, length)`, where the prompt came with them.
         tokens: Placeholder of each kind.
-        borders: What makes several entries one image, see `Adapter.borders`.
         promised: Images in every row, if that is promised.
 
     Raises:
@@ -66,7 +65,7 @@ def assign_images(
     if len(records) == 1:
         (record,) = records
         count = len(record.layouts)
-        each = borders == "feature" or record.kind == "video"
+        each = record.borders == "feature"
         if each and batch == 1:
             for entry in range(count):
                 found.add(0, record, range(entry, entry + 1))
@@ -85,7 +84,7 @@ def assign_images(
         if batch == 1 and promised == 1:
             found.add(0, record, range(count))
             return found
-    if ids is None and (len(records) > 1 or borders in ("before", "after")):
+    if ids is None and (len(records) > 1 or records[0].borders in ("before", "after")):
         raise ValueError(
             "pass input_ids, not inputs_embeds alone: the marks between the views of an image, or between images and "
             "videos, tell which placeholders belong together"
@@ -98,7 +97,7 @@ def assign_images(
     for first in range(0, batch, copies):
         pieces = _pieces(first, lines[first], marks[first], records, tokens, pointers)
         for row in range(first, min(first + copies, batch)):
-            for record, entries in _joined(pieces, lines[first], borders):
+            for record, entries in _joined(pieces, lines[first]):
                 found.add(row, record, entries)
     return found
 
@@ -142,30 +141,32 @@ def _pieces(
     return pieces
 
 
-def _joined(pieces: Sequence[_Piece], line: Sequence[int], borders: Borders) -> list[tuple[VisionRecord, range]]:
+def _joined(pieces: Sequence[_Piece], line: Sequence[int]) -> list[tuple[VisionRecord, range]]:
     """The entries of each image of a row."""
-    if not pieces:
-        return []
-    step = {"before": -1, "after": 1}.get(borders)
-    last = pieces[-1]
-    mark = None if step is None else _token_beside(line, last.first if step < 0 else last.last, step)
     found: list[tuple[VisionRecord, range]] = []
     start = 0
     for number, piece in enumerate(pieces):
         following = pieces[number + 1] if number + 1 < len(pieces) else None
-        ends = following is None or following.record is not piece.record or piece.record.kind == "video"
-        if not ends and following is not None:
-            if borders == "feature":
-                ends = True
-            elif borders == "run":
-                ends = following.first != piece.last + 1
-            else:
-                assert step is not None
-                ends = _token_beside(line, piece.first if step < 0 else piece.last, step) == mark
-        if ends:
+        if following is None or following.record is not piece.record or _ends(piece, following, pieces, line):
             found.append((piece.record, range(pieces[start].entry, piece.entry + 1)))
             start = number + 1
     return found
+
+
+def _ends(piece: _Piece, following: _Piece, pieces: Sequence[_Piece], line: Sequence[int]) -> bool:
+    """Whether an image ends with this entry and not with the following one."""
+    borders = piece.record.borders
+    if borders == "feature":
+        return True
+    if borders == "run":
+        return following.first != piece.last + 1
+    last = next(other for other in reversed(pieces) if other.record is piece.record)
+    return _mark(piece, line, borders) == _mark(last, line, borders)
+
+
+def _mark(piece: _Piece, line: Sequence[int], borders: Borders) -> int | None:
+    """The token before or after the placeholders of an entry."""
+    return _token_beside(line, piece.first, -1) if borders == "before" else _token_beside(line, piece.last, 1)
 
 
 def _token_beside(line: Sequence[int], column: int, step: int) -> int | None:

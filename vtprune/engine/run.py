@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,8 @@ class Run:
 
     Args:
         engine: The engine of the wrapped model.
-        embeddings: What enters the decoder, `(batch, length, dim)`.
+        embeddings: What the decoder is given, `(batch, length, dim)`.
+        entering: Makes of it what the first layer is given.
         cache: The cache it was given, or `None`.
         state: What is known about the tokens in that cache.
         mask: The attention mask it was given, in any form.
@@ -57,6 +58,7 @@ class Run:
         engine: Engine,
         *,
         embeddings: torch.Tensor,
+        entering: Callable[[], torch.Tensor],
         cache: Any,
         state: CacheState | None,
         mask: Any,
@@ -67,7 +69,7 @@ class Run:
     ) -> None:
         self.engine = engine
         after_merge = engine.vision.projector is None and Signal.ENCODER_FEATURES in engine.signals
-        self.embeddings = embeddings if after_merge or Signal.TEXT_EMBEDDINGS in engine.signals else None
+        self.embeddings = entering() if after_merge or Signal.TEXT_EMBEDDINGS in engine.signals else None
         self.bytes_per_value = embeddings.element_size()
         self.images = images
         self.rows = images.rows
@@ -80,7 +82,7 @@ class Run:
         self.peek = Peek()
         self._ids = ids
         self._positions = positions
-        self._injected: list[torch.Tensor] = []
+        self._injected: dict[int, torch.Tensor] = {}
         self._cache = cache
         self._state = state or CacheState()
         self._allowed = allowed_columns(mask, self._state, self._seen, self.length)
@@ -216,6 +218,7 @@ class Run:
 
         Called a second time for a layer when gradient checkpointing recomputes it.
         """
+        hidden = self._with_injected(layer, hidden)
         if layer in self._boundaries:
             hidden = self._enter(layer, hidden, kwargs)
         if layer in self._unrotated_layers and layer not in self._unrotated:
@@ -252,22 +255,20 @@ class Run:
             kwargs["position_embeddings"] = self.engine.adapter.rotary(hidden, positions, layer)
         return hidden
 
-    def inject(self, features: Sequence[torch.Tensor] | None) -> None:
-        """Takes over features of all visual tokens that the decoder would add after its first layers."""
-        self._injected = list(features or ())
+    def inject(self, features: Mapping[int, torch.Tensor]) -> None:
+        """Takes over features of all visual tokens that the decoder would add before some of its layers."""
+        self._injected = dict(features)
 
-    def after_layer(self, layer: int, output: Any) -> Any:
-        """Adds what was to be added after this layer to the visual tokens that are left."""
-        if layer >= len(self._injected):
-            return output
-        hidden = output if isinstance(output, torch.Tensor) else output[0]
-        boundary = self._boundary_of(layer)
+    def _with_injected(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+        """Adds what is to be added before this layer to the visual tokens that came so far."""
+        if layer not in self._injected:
+            return hidden
+        boundary = self._boundary_of(layer - 1)
         tokens = self._start if boundary is None else self._entered[boundary]
         assert tokens is not None
         tokens = tokens.to(hidden.device)
         added = self._injected[layer].to(hidden.device, hidden.dtype)[tokens.numbers]
-        hidden = hidden.flatten(0, 1).index_add(0, tokens.slots, added).view_as(hidden)
-        return hidden if isinstance(output, torch.Tensor) else (hidden, *output[1:])
+        return hidden.flatten(0, 1).index_add(0, tokens.slots, added).view_as(hidden)
 
     def finish(self) -> None:
         """Writes down what the cache now holds, and the report."""

@@ -15,7 +15,7 @@ from vtprune.layout import ImageLayout
 from vtprune.ops.attention import attention_rows, received_attention
 
 if TYPE_CHECKING:
-    from vtprune.adapters.base import Adapter
+    from vtprune.adapters.base import Adapter, Borders
 
 
 @dataclass
@@ -39,6 +39,11 @@ class VisionRecord:
     cls_states: list[torch.Tensor] = field(default_factory=list)
     calls: dict[int, list[AttentionStates]] = field(default_factory=dict)
     outputs: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def borders(self) -> Borders:
+        """What makes several entries one image."""
+        return self.adapter.borders_of(self.kind, self.inputs)
 
     @property
     def pixels(self) -> torch.Tensor:
