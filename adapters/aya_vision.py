@@ -8,6 +8,7 @@ from typing import Any
 
 from vtprune.adapters.base import Adapter, Vision, register_adapter
 from vtprune.adapters.llava import chosen_layers
+from vtprune.adapters.towers import find_layers
 
 
 @register_adapter
@@ -39,4 +40,5 @@ class Cohere2VisionAdapter(AyaVisionAdapter):
     @cached_property
     def vision(self) -> Vision:
         """The tower's last states feed the projector."""
-        return replace(Adapter.vision.func(self), projector=None, merge=self._merge, blocks=False)
+        layers, attentions = find_layers(self.base.get_submodule("vision_tower"))
+        return Vision(layers, attentions, (len(layers) - 1,), merge=self._merge)

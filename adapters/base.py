@@ -7,7 +7,7 @@ import inspect
 import math
 import pkgutil
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal, TypeVar
@@ -30,7 +30,8 @@ from vtprune.engine.cache_names import CACHE
 from vtprune.layout import ImageLayout, Segment, grid_layout, video_layout
 from vtprune.pruner import Depths, Signal
 
-Borders = Literal["feature", "run", "before", "after"]
+Grouping = Callable[[Sequence[int], Sequence[tuple[int, int]]], Sequence[int]]
+Borders = Literal["feature", "run", "first", "before", "after"] | Grouping
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Vision:
         prefix: Rows of each view before its patches: CLS and registers.
         merge: Side of the square of patches that becomes one token.
         blocks: Whether the tower's rows keep the patches of such a square together, instead of raster order.
+        twins: Towers of the same form for other kinds of input; what is seen of them counts as that of this one.
     """
 
     layers: tuple[nn.Module, ...] = ()
@@ -57,11 +59,17 @@ class Vision:
     prefix: int = 0
     merge: int = 1
     blocks: bool = False
+    twins: tuple[Vision, ...] = ()
 
     @property
     def has_cls(self) -> bool:
         """Whether each view has a CLS token."""
         return self.cls is not None
+
+    @property
+    def extra_rows(self) -> int:
+        """Rows of each view that are no patches."""
+        return max(self.prefix, int(self.has_cls))
 
     @property
     def feature_layers(self) -> tuple[nn.Module, ...]:
@@ -101,9 +109,13 @@ class Adapter:
 
     `"feature"`: each is an image. `"run"`: those whose placeholders follow one another without text between.
     `"before"` and `"after"`: those up to one whose placeholders follow, or are followed by, the same token as the
-    last ones of the prompt are (tiles of one image with marks between them).
+    last ones of the prompt are (tiles of one image with marks between them). `"first"`: those from one on whose
+    placeholders follow the same token as the first ones of the prompt do. A function (`staticmethod`) is given a row's
+    token ids and the first and last column of each entry's placeholders, and tells how many entries each image has.
     """
 
+    slot_positions: ClassVar[bool] = False
+    """Whether decoder layers take their `position_ids` for places in the sequence of keys."""
     streams: ClassVar[Literal["first", "last"] | None] = None
     """Whether decoder layers carry several streams of states for each token, and where that dimension is.
 
@@ -378,10 +390,34 @@ class Adapter:
             return [square_layout(count) for count in counts]
         if isinstance(grids, torch.Tensor):
             grids = grids.tolist()
+        side = self.vision.merge
         if len(counts) != len(grids):
-            side = self.vision.merge
             return [video_layout(frames, height // side, width // side) for frames, height, width in grids]
-        return [grid_layout_of(count, *grid) for count, grid in zip(counts, grids, strict=True)]
+        if side == 1:
+            return [grid_layout_of(count, *grid) for count, grid in zip(counts, grids, strict=True)]
+        cells = [(height // side, width // side) for _, height, width in grids]
+        # Frames may have been merged too.
+        return [
+            video_layout(count // (rows * columns), rows, columns)
+            for count, (rows, columns) in zip(counts, cells, strict=True)
+        ]
+
+    def filled_in(
+        self, kind: str, layouts: Sequence[ImageLayout], arguments: Mapping[str, Any]
+    ) -> Sequence[ImageLayout]:
+        """The layouts of the tokens that reach the prompt, where the model drops some of those that were encoded.
+
+        Args:
+            kind: `"image"` or `"video"`.
+            layouts: Of what was encoded.
+            arguments: Those of the forward pass of `base`.
+        """
+        return layouts
+
+    def view_rows(self, layout: ImageLayout, inputs: Mapping[str, Any]) -> int:
+        """Rows of the tower for each view of an image (the largest one), CLS and registers included."""
+        side = self.vision.merge
+        return layout.patches_per_view * side * side + self.vision.extra_rows
 
     def feature_counts(self, output: Any) -> list[int]:
         """Tokens of each entry of what `get_image_features` returned; one number where entries are not separated."""

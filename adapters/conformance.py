@@ -134,9 +134,10 @@ def _fitted(inputs: Inputs, model: nn.Module) -> dict[str, Any]:
     """The inputs on the model's device, with pixels in its precision."""
     first = next(model.parameters())
     return {
-        name: value.to(first.device, first.dtype) if value.is_floating_point() else value.to(first.device)
-        for name, value in inputs.items()
+        name: value.to(first.device, first.dtype if value.is_floating_point() else None)
         if isinstance(value, torch.Tensor)
+        else value
+        for name, value in inputs.items()
     }
 
 
@@ -265,7 +266,7 @@ def masked_logits(
                 moved = _packed(adapter, kwargs.get("position_ids"), entered["positions"], here)
                 if kwargs.get("position_embeddings") is not None:
                     kwargs["position_embeddings"] = adapter.rotary(hidden, moved.to(hidden.device), number)
-                if kwargs.get("position_ids") is not None and moved.dim() == 2:
+                if kwargs.get("position_ids") is not None and moved.dim() == 2 and not adapter.slot_positions:
                     kwargs["position_ids"] = moved
             return (hidden,), kwargs
 
@@ -277,7 +278,7 @@ def masked_logits(
         below = [stage for stage, first in enumerate(layers) if first <= number]
         if below:
             handles.append(layer.register_forward_pre_hook(hook(below[-1], number), with_kwargs=True))
-            if adapter.is_recurrent(number):
+            if not adapter.attends(number):
                 recurrent.append(layer)
                 layer.__dict__["forward"] = _row_by_row(layer.forward, present[below[-1]] & real)
     call: Any = model
@@ -304,12 +305,13 @@ def _row_by_row(forward: Callable[..., Any], present: torch.Tensor) -> Callable[
 
     def alone(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         result = hidden.clone()
-        kwargs = {**kwargs, "attention_mask": None, **dict.fromkeys(CACHE_NAMES, None)}
+        kwargs = {**kwargs, **{name: None for name in CACHE_NAMES if name in kwargs}}
+        output: Any = None
         for row, here in enumerate(present):
             given = {name: _entries(value, row, here) for name, value in kwargs.items()}
             output = forward(hidden[row : row + 1, here], *args, **given)
             result[row, here] = (output if isinstance(output, torch.Tensor) else output[0])[0]
-        return result
+        return result if isinstance(output, torch.Tensor) else (result, *[None] * (len(output) - 1))
 
     return alone
 

@@ -9,23 +9,13 @@ from typing import Any
 
 import torch
 
-from vtprune.adapters.base import Adapter, Vision, register_adapter
+from vtprune.adapters.base import Vision, register_adapter
+from vtprune.adapters.indexed_attention import IndexedAttentionAdapter
 from vtprune.layout import ImageLayout, Segment
 
 
-class SharedSelectionAdapter(Adapter):
-    """Decoders with sparse attention in which some layers attend to the keys that the layer before has selected."""
-
-    @cached_property
-    def last_stage(self) -> int:
-        """The last layer before the first one that takes over a selection: it names keys by their places."""
-        kinds: Sequence[str] = self.text_config.indexer_types
-        first = kinds.index("shared") if "shared" in kinds else len(kinds)
-        return min(super().last_stage, first - 1)
-
-
 @register_adapter
-class HyV4Adapter(SharedSelectionAdapter):
+class HyV4Adapter(IndexedAttentionAdapter):
     """`HYV4VLForConditionalGeneration`; the tower keeps its patches in raster order."""
 
     model_types = ("hy_v4_vl",)

@@ -13,6 +13,7 @@ from torch import nn
 from vtprune.adapters.base import Adapter, Vision, register_adapter
 from vtprune.adapters.towers import find_layers
 from vtprune.layout import ImageLayout, grid_layout
+from vtprune.pruner import Signal
 
 
 @register_adapter
@@ -26,6 +27,15 @@ class LlavaAdapter(Adapter):
         """The tower's layers as `hidden_states[vision_feature_layer]` counts them: entry 0 is the embedding."""
         projector = self.base.get_submodule("multi_modal_projector")
         return replace(chosen_layers(self.model.config, self.base.get_submodule("vision_tower")), projector=projector)
+
+    @cached_property
+    def missing(self) -> dict[Signal, str]:
+        """Besides what towers lack: CLIP's text meets the features of one layer only."""
+        gone = dict(super().missing)
+        if len(self.vision.features) > 1:
+            name = type(self.model).__name__
+            gone[Signal.CLIP_TEXT] = f"{name} projects features of several layers at once, which CLIP's text does not meet"
+        return gone
 
     def encode_smaller(self, pixel_values: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Shrinks by bicubic interpolation with anti-aliasing, and interpolates the tower's position embeddings."""

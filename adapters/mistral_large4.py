@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from vtprune.adapters.base import register_adapter
-from vtprune.adapters.hy_v4_vl import SharedSelectionAdapter
+from vtprune.adapters.indexed_attention import IndexedAttentionAdapter
+from vtprune.adapters.pixtral import PixtralAdapter
 
 
 @register_adapter
-class MistralLarge4Adapter(SharedSelectionAdapter):
+class MistralLarge4Adapter(IndexedAttentionAdapter, PixtralAdapter):
     """`MistralLarge4ForConditionalGeneration`."""
 
     model_types = ("mistral_large4",)

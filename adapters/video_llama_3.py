@@ -1,4 +1,4 @@
-"""VideoLLaMA 3: a token for each patch of a picture, or for 2 x 2 patches of a frame; what hardly changed is dropped."""
+"""VideoLLaMA 3: a token for each patch of a picture, or for 2 x 2 patches of a frame, of which some are dropped."""
 
 from __future__ import annotations
 

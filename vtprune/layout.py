@@ -96,7 +96,7 @@ class ImageLayout:
     @cached_property
     def total_patches(self) -> int:
         """Patches that the encoder makes of the image."""
-        return sum(self._sizes)
+        return sum(self.view_sizes)
 
     @cached_property
     def places(self) -> torch.Tensor:
@@ -121,14 +121,15 @@ class ImageLayout:
         return tuple(torch.nonzero(view == index).flatten() for index in range(self.views))
 
     @property
-    def _sizes(self) -> list[int]:
+    def view_sizes(self) -> list[int]:
+        """Patches of each view."""
         if self.shapes:
             return [height * width for height, width in self.shapes]
         return [self.patches_per_view] * self.views
 
     @cached_property
     def _starts(self) -> list[int]:
-        return list(accumulate(self._sizes, initial=0))[:-1]
+        return list(accumulate(self.view_sizes, initial=0))[:-1]
 
     def _view_of(self, patches: torch.Tensor) -> torch.Tensor:
         return torch.bucketize(patches.clamp_min(0), torch.tensor(self._starts), right=True) - 1

@@ -10,6 +10,7 @@ from zoo.common import IMAGE, Inputs, prompts, text_sizes, vision_sizes
 
 SIZES = [(490, 900), (900, 900), (1400, 450)]
 QUERIES = 16
+NO_PLACES = "tokens are queries that attend to all patches of a crop"
 
 
 def config() -> AriaConfig:

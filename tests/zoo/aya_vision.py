@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from PIL import Image
 from transformers import AyaVisionConfig, Cohere2Config, GotOcr2ImageProcessor, PreTrainedModel, SiglipVisionConfig
 
 from zoo.common import END, IMAGE, MORE, START, Inputs, prompts, text_sizes, vision_sizes
 
+PLAIN_SIZE = (48, 96)
 SIZES = [(48, 64), (120, 40), (90, 100)]
 TILE, GLOBAL, FIRST = MORE, MORE + 1, MORE + 2
 
@@ -19,6 +22,12 @@ def config() -> AyaVisionConfig:
         text_config=Cohere2Config(**text_sizes(sliding_window=16, layer_types=layers)),
         image_token_index=IMAGE,
     )
+
+
+def view_boxes(layout: Any) -> list[tuple[float, float, float, float]]:
+    """The part of a picture twice as wide as high that each view shows: its halves, then all of it."""
+    assert layout.views == 3
+    return [(0.0, 0.0, 1.0, 0.5), (0.0, 0.5, 1.0, 1.0), (0.0, 0.0, 1.0, 1.0)]
 
 
 def inputs(model: PreTrainedModel, rows: list[list[Image.Image]], *, seed: int = 0, left: bool = True) -> Inputs:

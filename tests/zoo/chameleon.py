@@ -5,6 +5,7 @@ from __future__ import annotations
 from PIL import Image
 from transformers import ChameleonConfig, ChameleonImageProcessor, PreTrainedModel
 
+from vtprune.layout import ImageLayout
 from zoo.common import END, IMAGE, MORE, START, Inputs, prompts, text_sizes
 
 SIZES = [(48, 64), (80, 40), (56, 56)]
@@ -40,3 +41,8 @@ def inputs(model: PreTrainedModel, rows: list[list[Image.Image]], *, seed: int =
         return text
     processor = ChameleonImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
     return text | dict(processor(images=pictures, return_tensors="pt"))
+
+
+def view_boxes(layout: ImageLayout) -> list[None]:
+    """No cell to look at: norms over the whole picture let any change in it change codes everywhere."""
+    return [None] * layout.views

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from PIL import Image
 from transformers import (
     Cohere2Config,
@@ -13,6 +15,7 @@ from transformers import (
 
 from zoo.common import END, IMAGE, MORE, START, Inputs, prompts, text_sizes, vision_sizes
 
+PLAIN_SIZE = (48, 96)
 SIZES = [(48, 64), (120, 40), (90, 100)]
 
 
@@ -25,6 +28,12 @@ def config() -> Cohere2VisionConfig:
         image_token_id=IMAGE,
         alignment_intermediate_size=64,
     )
+
+
+def view_boxes(layout: Any) -> list[tuple[float, float, float, float]]:
+    """The part of a picture twice as wide as high that each view shows: its halves, then all of it."""
+    assert layout.views == 3
+    return [(0.0, 0.0, 1.0, 0.5), (0.0, 0.5, 1.0, 1.0), (0.0, 0.0, 1.0, 1.0)]
 
 
 def inputs(model: PreTrainedModel, rows: list[list[Image.Image]], *, seed: int = 0, left: bool = True) -> Inputs:

@@ -14,6 +14,7 @@ from transformers import (
 from zoo.common import END, IMAGE, MORE, START, VIDEO, Inputs, prompts, text_sizes
 
 SIZES = [(64, 96), (96, 48), (80, 80)]
+PLAIN_SIZE = (64, 96)
 
 
 def config() -> CohereCompassConfig:

@@ -12,6 +12,7 @@ from zoo.common import IMAGE, Inputs, prompts, text_sizes, vision_sizes
 SIZES = [(60, 80), (100, 200), (150, 90)]
 WHOLE, TILE = 208, 96
 QUERIES_WHOLE, QUERIES_TILE = 256, 144
+NO_PLACES = "tokens are queries that attend to all patches of a view"
 
 
 def config() -> DeepseekOcr2Config:

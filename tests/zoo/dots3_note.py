@@ -1,4 +1,8 @@
-"""Tiny Dots 3 Note: patches of any resolution through mixture layers, merged 2 x 2; attention to chosen tokens."""
+"""Tiny Dots 3 Note: patches of any resolution through mixture layers, merged 2 x 2; attention to chosen tokens.
+
+Every query chooses up to `TOPK` keys, more than prompts here have: with fewer, a pruned run is not the same as one in
+which tokens are masked after the choice.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from transformers import (
 from zoo.common import END, IMAGE, MORE, START, VIDEO, Inputs, prompts, text_sizes
 
 SIZES = [(64, 96), (96, 48), (80, 80)]
+TOPK = 512
 LATENT = {
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
@@ -26,13 +31,13 @@ LATENT = {
 }
 
 
-def config() -> Dots3NoteConfig:
+def config(topk: int = TOPK) -> Dots3NoteConfig:
     """Layers of chosen tokens and sliding ones; in decoder and tower dense and mixture layers."""
     return Dots3NoteConfig(
         text_config=text_sizes(
             layer_types=["indexed_attention", "sliding_attention", "indexed_attention", "sliding_attention"],
             sliding_window=16,
-            index_topk=24,
+            index_topk=topk,
             index_head_dim=16,
             index_n_heads=16,
             n_routed_experts=4,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from PIL import Image
 from transformers import Emu3Config, Emu3ImageProcessor, PreTrainedModel
 
+from vtprune.layout import ImageLayout
 from zoo.common import END, IMAGE, MORE, START, Inputs, prompts, text_sizes
 
 SIZES = [(48, 64), (80, 40), (56, 56)]
@@ -50,3 +51,8 @@ def block(height: int, width: int) -> list[int]:
     """The words of a picture of that many rows and columns of codes."""
     size = [*digits(height), TIMES, *digits(width)]
     return [START, *size, WRAPPER, *[IMAGE] * (height * (width + 1)), FILE_END, END]
+
+
+def view_boxes(layout: ImageLayout) -> list[None]:
+    """No cell to look at: norms over the whole picture let any change in it change codes everywhere."""
+    return [None] * layout.views

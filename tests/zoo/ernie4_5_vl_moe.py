@@ -9,9 +9,9 @@ from transformers.models.ernie4_5_vl_moe.image_processing_ernie4_5_vl_moe import
 from transformers.models.ernie4_5_vl_moe.video_processing_ernie4_5_vl_moe import Ernie4_5_VLMoeVideoProcessor
 
 from zoo.common import END, IMAGE, START, VIDEO, Inputs, prompts, text_sizes
-from zoo.glm4v import MARKS, SIZES, VIDEO_END, VIDEO_START, image_blocks
+from zoo.glm4v import MARKS, PLAIN_SIZE, SIZES, VIDEO_END, VIDEO_START, image_blocks
 
-__all__ = ["SIZES", "config", "inputs", "video_inputs"]
+__all__ = ["PLAIN_SIZE", "SIZES", "config", "inputs", "video_inputs"]
 
 PATCHES = {"patch_size": 8, "merge_size": 2, "size": {"shortest_edge": 256, "longest_edge": 256 * 120}}
 

@@ -15,12 +15,14 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from vtprune.layout import ImageLayout
 from zoo.common import END, IMAGE, MORE, START, Inputs, prompts, text_sizes, vision_sizes
 
 SIZES = [(48, 64), (120, 40), (56, 56)]
+PLAIN_SIZE = (64, 128)
 NEWLINES = MORE
-WORDS = range(10, 16)
-"""Stands for the words that the processor writes around crops."""
+BEFORE, BETWEEN, SPACE = range(10, 15), range(15, 25), 25
+"""Stand for the words that the processor writes before a picture and before its crops, and the space after each."""
 
 
 class MODEL_CLASS:
@@ -72,7 +74,14 @@ def inputs(model: PreTrainedModel, rows: list[list[Image.Image]], *, seed: int =
             made = processor(picture, return_tensors="pt")
             pixels.append(made["pixel_values"])
             crops = int(made["num_crops"][0])
-            blocks[-1].append([*WORDS[:3], *one, *WORDS[3:], *one * crops] if crops else one)
+            rest = [SPACE, *one] * crops
+            blocks[-1].append([*BEFORE, SPACE, *one, *BETWEEN, *rest] if crops else one)
     made = prompts(blocks, seed=seed, left=left)
     made["token_type_ids"] = (made["input_ids"] == IMAGE).long()
     return made | ({"pixel_values": torch.cat(pixels)} if pixels else {})
+
+
+def view_boxes(layout: ImageLayout) -> list[tuple[float, float, float, float] | None]:
+    """Return the part of a picture of `PLAIN_SIZE` that each view shows: the whole, then crops side by side."""
+    crops = layout.views - 1
+    return [(0.0, 0.0, 1.0, 1.0), *((0.0, crop / crops, 1.0, (crop + 1) / crops) for crop in range(crops))]

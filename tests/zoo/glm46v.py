@@ -10,7 +10,7 @@ from transformers.models.glm46v.video_processing_glm46v import Glm46VVideoProces
 
 from zoo import glm4v
 
-SIZES = glm4v.SIZES
+SIZES, PLAIN_SIZE = glm4v.SIZES, glm4v.PLAIN_SIZE
 
 
 def config() -> Glm46VConfig:

@@ -13,6 +13,7 @@ from transformers.models.glm4v.video_processing_glm4v import Glm4vVideoProcessor
 from zoo.common import END, IMAGE, MORE, START, VIDEO, Inputs, prompts, text_sizes, vision_sizes
 
 SIZES = [(64, 96), (112, 64), (80, 80)]
+PLAIN_SIZE = (64, 96)
 VIDEO_START, VIDEO_END = MORE, MORE + 1
 MARKS = {
     "image_token_id": IMAGE,

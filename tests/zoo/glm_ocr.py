@@ -5,9 +5,9 @@ from __future__ import annotations
 from transformers import GlmOcrConfig
 
 from zoo import glm4v
-from zoo.glm4v import SIZES, inputs, video_inputs
+from zoo.glm4v import PLAIN_SIZE, SIZES, inputs, video_inputs
 
-__all__ = ["SIZES", "config", "inputs", "video_inputs"]
+__all__ = ["PLAIN_SIZE", "SIZES", "config", "inputs", "video_inputs"]
 
 
 def config() -> GlmOcrConfig:

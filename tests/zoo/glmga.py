@@ -11,6 +11,7 @@ from transformers.models.glmga.video_processing_glmga import GlmgaVideoProcessor
 from zoo import glm4v
 
 SIZES = [(64, 96), (128, 64), (96, 96)]
+PLAIN_SIZE = (64, 96)
 PATCHES = glm4v.PATCHES | {"patch_expand_factor": 2}
 
 

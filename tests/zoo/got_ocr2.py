@@ -15,10 +15,14 @@ from transformers import (
 )
 from transformers.models.got_ocr2.configuration_got_ocr2 import GotOcr2VisionConfig
 
+from vtprune.layout import ImageLayout
 from zoo.common import END, IMAGE, START, Inputs, prompts, text_sizes
 
 SIZES = [(48, 64), (80, 40), (56, 56)]
 TILE, TOKENS = 128, 16
+PLAIN_SIZE = (TILE, 2 * TILE)
+EARLY = 0.125
+"""Share of a view by which its tokens lie too far up and left: strided convolutions centre them at corners of cells."""
 
 
 def tower_sizes() -> dict[str, Any]:
@@ -46,6 +50,14 @@ def config() -> GotOcr2Config:
         image_seq_length=TOKENS,
         tie_word_embeddings=False,
     )
+
+
+def view_boxes(layout: ImageLayout) -> list[tuple[float, float, float, float]]:
+    """Of a picture of `PLAIN_SIZE` the left and the right tile, and the thumbnail."""
+    assert layout.views == 3
+    half = EARLY / 2
+    tiles = [(-EARLY, left - half, 1.0 - EARLY, left + 0.5 - half) for left in (0.0, 0.5)]
+    return [*tiles, (-EARLY, -EARLY, 1.0 - EARLY, 1.0 - EARLY)]
 
 
 class Maker:

@@ -15,7 +15,11 @@ from transformers import (
 
 from zoo import llava_next
 from zoo.common import IMAGE, Inputs, text_sizes, vision_sizes
+from zoo.llava_next import view_boxes
 
+__all__ = ["PLAIN_SIZE", "SIZES", "config", "inputs", "view_boxes"]
+
+PLAIN_SIZE = (128, 128)
 SIZES = [(48, 64), (80, 40), (100, 100)]
 
 

@@ -10,10 +10,12 @@ from transformers.models.granite_docling.configuration_granite_docling import (
     GraniteDoclingVisionConfig,
 )
 
+from vtprune.layout import ImageLayout
 from zoo.common import END, IMAGE, MORE, PAD, START, Inputs, prompts, text_sizes, vision_sizes
 
 SIZES = [(48, 64), (80, 40), (56, 56)]
 TILE, TILES, TOKENS = 64, 6, 16
+PLAIN_SIZE = (TILE, 2 * TILE)
 AROUND, WHOLE, NEWLINE = START, END, MORE
 PLACES = MORE + 1
 """Id of the mark of the first tile, those of the other tiles follow."""
@@ -37,6 +39,12 @@ def config() -> GraniteDoclingConfig:
         pad_token_id=PAD,
         tie_word_embeddings=False,
     )
+
+
+def view_boxes(layout: ImageLayout) -> list[tuple[float, float, float, float]]:
+    """Of a picture of `PLAIN_SIZE` the left and the right tile, and the thumbnail."""
+    assert layout.views == 3
+    return [(0.0, 0.0, 1.0, 0.5), (0.0, 0.5, 1.0, 1.0), (0.0, 0.0, 1.0, 1.0)]
 
 
 def block(height: int, width: int) -> list[int]:

@@ -7,9 +7,9 @@ from transformers import HunYuanVLConfig, PreTrainedModel
 from transformers.models.hunyuan_vl.image_processing_hunyuan_vl import HunYuanVLImageProcessor
 
 from zoo.common import END, IMAGE, MORE, START, Inputs, prompts, text_sizes, vision_sizes
-from zoo.glm4v import SIZES
+from zoo.glm4v import PLAIN_SIZE, SIZES
 
-__all__ = ["SIZES", "config", "inputs"]
+__all__ = ["PLAIN_SIZE", "SIZES", "config", "inputs"]
 
 PATCHES = {
     "patch_size": 8,

@@ -1,4 +1,8 @@
-"""Tiny Hy4-VL: one token per 2 x 2 patches and a newline token after each row; sparse attention, several streams."""
+"""Tiny Hy4-VL: one token per 2 x 2 patches and a newline token after each row; sparse attention, several streams.
+
+Every query selects up to `TOPK` keys, more than prompts here have: with fewer, a pruned run is not the same as one in
+which tokens are masked after selection.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,9 @@ from zoo.common import END, IMAGE, START, VIDEO, Inputs, prompts, text_sizes, vi
 from zoo.glm4v import SIZES
 from zoo.hunyuan_vl import PATCHES
 
-__all__ = ["MODEL_CLASS", "SIZES", "config", "inputs", "video_inputs"]
+__all__ = ["MODEL_CLASS", "SIZES", "TOPK", "config", "inputs", "video_inputs"]
+
+TOPK = 512
 
 
 class MODEL_CLASS:
@@ -26,8 +32,8 @@ class MODEL_CLASS:
         return HYV4VLForConditionalGeneration._from_config(config, attn_implementation=parts)
 
 
-def config() -> HYV4VLConfig:
-    """The tiny configuration: sparse attention keeps 32 keys; layers 2 and 3 take over what layer 1 has picked."""
+def config(topk: int = TOPK) -> HYV4VLConfig:
+    """The tiny configuration; layers 2 and 3 take over what layer 1 has picked."""
     text = text_sizes(
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]},
         n_routed_experts=4,
@@ -38,7 +44,7 @@ def config() -> HYV4VLConfig:
         qk_nope_head_dim=8,
         qk_rope_head_dim=8,
         v_head_dim=16,
-        index_topk=32,
+        index_topk=topk,
         index_head_dim=16,
         index_n_heads=16,
         indexer_types=["full", "full", "shared", "shared"],

@@ -17,6 +17,7 @@ from zoo.common import IMAGE, START, Inputs, prompts, text_sizes, vision_sizes
 
 SIZES = [(48, 64), (80, 40), (56, 56)]
 TOKENS, VIEWS = 12, 5
+NO_PLACES = "its tokens are latents of a perceiver, each of which looks at the whole view"
 
 
 def config() -> Idefics2Config:

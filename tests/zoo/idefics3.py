@@ -7,10 +7,12 @@ from typing import Any
 from PIL import Image
 from transformers import Idefics3Config, Idefics3ImageProcessor, Idefics3VisionConfig, LlamaConfig, PreTrainedModel
 
+from vtprune.layout import ImageLayout
 from zoo.common import END, IMAGE, MORE, PAD, START, Inputs, prompts, text_sizes, vision_sizes
 
 SIZES = [(48, 64), (80, 40), (32, 96)]
 TILE, TILES, TOKENS = 48, 3, 9
+PLAIN_SIZE = (2 * TILE, 3 * TILE)
 CUT: dict[str, Any] = {"size": {"longest_edge": TILE * TILES}, "max_image_size": {"longest_edge": TILE}}
 AROUND, WHOLE, NEWLINE = START, END, MORE
 PLACES = MORE + 1
@@ -26,6 +28,13 @@ def config() -> Idefics3Config:
         scale_factor=2,
         pad_token_id=PAD,
     )
+
+
+def view_boxes(layout: ImageLayout) -> list[tuple[float, float, float, float]]:
+    """Of a picture of `PLAIN_SIZE` two rows of three tiles, and the whole."""
+    assert layout.views == 7
+    tiles = [(row / 2, column / 3, (row + 1) / 2, (column + 1) / 3) for row in range(2) for column in range(3)]
+    return [*tiles, (0.0, 0.0, 1.0, 1.0)]
 
 
 def block(height: int, width: int) -> list[int]:

@@ -17,10 +17,13 @@ from transformers import (
     Qwen2Config,
 )
 
+from vtprune.layout import ImageLayout
 from zoo.common import END, IMAGE, MORE, START, Inputs, prompts, text_sizes, vision_sizes
 
 SIZES = [(48, 64), (80, 40), (56, 56)]
 TILE, TOKENS = 64, 16
+PLAIN_SIZE = (TILE, 2 * TILE)
+NO_FRAMES = "its frames are pictures with words between, as several pictures are: nothing tells a video"
 
 
 def config() -> InternVLConfig:
@@ -32,6 +35,12 @@ def config() -> InternVLConfig:
         image_seq_length=TOKENS,
         tie_word_embeddings=False,
     )
+
+
+def view_boxes(layout: ImageLayout) -> list[tuple[float, float, float, float]]:
+    """Of a picture of `PLAIN_SIZE` the left and the right tile, and the thumbnail."""
+    assert layout.views == 3
+    return [(0.0, 0.0, 1.0, 0.5), (0.0, 0.5, 1.0, 1.0), (0.0, 0.0, 1.0, 1.0)]
 
 
 class Maker:

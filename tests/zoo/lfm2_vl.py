@@ -5,9 +5,11 @@ from __future__ import annotations
 from PIL import Image
 from transformers import Lfm2Config, Lfm2VlConfig, Lfm2VlImageProcessor, PreTrainedModel, Siglip2VisionConfig
 
+from vtprune.layout import ImageLayout
 from zoo.common import END, IMAGE, MORE, START, Inputs, prompts, text_sizes, vision_sizes
 
 SIZES = [(48, 64), (96, 120), (64, 64)]
+PLAIN_SIZE = (96, 96)
 THUMBNAIL, PLACES = MORE, MORE + 1
 """Ids of the mark of the thumbnail and of the first tile, those of the other tiles follow."""
 
@@ -24,6 +26,13 @@ def config() -> Lfm2VlConfig:
         projector_hidden_size=64,
         tie_word_embeddings=False,
     )
+
+
+def view_boxes(layout: ImageLayout) -> list[tuple[float, float, float, float]]:
+    """Of a picture of `PLAIN_SIZE` the four quarters, and the whole."""
+    assert layout.views == 5
+    quarters = [(row / 2, column / 2, (row + 1) / 2, (column + 1) / 2) for row in range(2) for column in range(2)]
+    return [*quarters, (0.0, 0.0, 1.0, 1.0)]
 
 
 def inputs(model: PreTrainedModel, rows: list[list[Image.Image]], *, seed: int = 0, left: bool = True) -> Inputs:

@@ -11,9 +11,9 @@ from transformers import (
 )
 
 from zoo.common import END, IMAGE, START, Inputs, prompts, text_sizes
-from zoo.mistral3 import SIZES, vision
+from zoo.mistral3 import PLAIN_SIZE, SIZES, vision
 
-__all__ = ["SIZES", "config", "inputs"]
+__all__ = ["PLAIN_SIZE", "SIZES", "config", "inputs"]
 
 
 def config() -> LightOnOcrConfig:

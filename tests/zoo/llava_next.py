@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -19,6 +20,7 @@ from transformers.models.llava_next.modeling_llava_next import get_anyres_image_
 from zoo.common import IMAGE, Inputs, prompts, text_sizes, vision_sizes
 
 SIZES = [(48, 64), (80, 40), (56, 56)]
+PLAIN_SIZE = (64, 64)
 PINPOINTS = [[32, 64], [64, 32], [64, 64], [96, 32], [32, 96]]
 
 
@@ -40,6 +42,14 @@ def count(config: PreTrainedConfig, size: Sequence[int], shrink: int = 1) -> int
     height, width = get_anyres_image_grid_shape(tuple(size), config.image_grid_pinpoints, tower.image_size)
     _, lines, columns = unpad_image(torch.empty(1, height * side, width * side), tuple(size)).shape
     return side * side + lines * (columns + 1)
+
+
+def view_boxes(layout: Any) -> list[tuple[float, float, float, float]]:
+    """The part of a picture without padding that each view shows: all of it, then the tiles."""
+    rows, columns = layout.crops
+    tiles = [(row, column) for row in range(rows) for column in range(columns)]
+    parts = [(row / rows, column / columns, (row + 1) / rows, (column + 1) / columns) for row, column in tiles]
+    return [(0.0, 0.0, 1.0, 1.0), *parts]
 
 
 def inputs(

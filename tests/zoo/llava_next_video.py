@@ -12,9 +12,9 @@ from transformers import (
 )
 
 from zoo.common import IMAGE, VIDEO, Inputs, prompts, text_sizes, vision_sizes
-from zoo.llava_next import PINPOINTS, SIZES, inputs
+from zoo.llava_next import PINPOINTS, PLAIN_SIZE, SIZES, inputs, view_boxes
 
-__all__ = ["SIZES", "config", "inputs", "video_inputs"]
+__all__ = ["PLAIN_SIZE", "SIZES", "config", "inputs", "video_inputs", "view_boxes"]
 
 
 def config() -> LlavaNextVideoConfig:

@@ -18,7 +18,11 @@ from transformers import (
 from transformers.models.llava_onevision.modeling_llava_onevision import get_anyres_image_grid_shape, unpad_image
 
 from zoo.common import IMAGE, VIDEO, Inputs, prompts, text_sizes, vision_sizes
+from zoo.llava_next import view_boxes
 
+__all__ = ["PLAIN_SIZE", "SIZES", "config", "count", "inputs", "video_inputs", "view_boxes"]
+
+PLAIN_SIZE = (32, 64)
 SIZES = [(48, 64), (80, 40), (56, 56)]
 
 

@@ -8,9 +8,12 @@ from transformers.models.minicpm_ocr.image_processing_minicpm_ocr import MiniCPM
 from transformers.models.minicpm_ocr.video_processing_minicpm_ocr import MiniCPMOcrVideoProcessor
 
 from zoo.common import Inputs, prompts
-from zoo.minicpmv4_6 import image_blocks, numbered, sizes, video_blocks
+from zoo.minicpmv4_6 import image_blocks, numbered, sizes, video_blocks, view_boxes
+
+__all__ = ["config", "inputs", "video_inputs", "view_boxes"]
 
 SIZES = [(60, 90), (100, 80), (125, 125)]
+PLAIN_SIZE = (128, 128)
 SCALE = 2.0
 SLICING = {"scale_resolution": 64, "patch_size": 8, "max_slice_nums": 6}
 

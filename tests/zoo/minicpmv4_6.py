@@ -10,9 +10,11 @@ from transformers import MiniCPMV4_6Config, PreTrainedModel
 from transformers.models.minicpmv4_6.image_processing_minicpmv4_6 import MiniCPMV4_6ImageProcessor
 from transformers.models.minicpmv4_6.video_processing_minicpmv4_6 import MiniCPMV4_6VideoProcessor
 
+from vtprune.layout import ImageLayout
 from zoo.common import END, IMAGE, MORE, START, TEXT, VIDEO, Inputs, prompts, text_sizes, vision_sizes
 
 SIZES = [(60, 90), (150, 100), (190, 190)]
+PLAIN_SIZE = (192, 192)
 SCALE = 1.8
 SLICE_START, SLICE_END, NEWLINE, NUMBER_START, NUMBER_END = range(MORE, MORE + 5)
 SLICING = {"scale_resolution": 96, "patch_size": 8, "max_slice_nums": 6}
@@ -122,3 +124,10 @@ def video_inputs(
     blocks = [[numbered(block, number) for number, block in enumerate(line)] for line in video_blocks(rows, made, 16)]
     asked = prompts(blocks, seed=seed, left=left)
     return asked | {name: made[name] for name in ("pixel_values_videos", "target_sizes_videos")}
+
+
+def view_boxes(layout: ImageLayout) -> list[tuple[float, float, float, float]]:
+    """The whole picture, then two by two slices."""
+    assert layout.views == 5
+    halves = [(row / 2, column / 2, (row + 1) / 2, (column + 1) / 2) for row in range(2) for column in range(2)]
+    return [(0.0, 0.0, 1.0, 1.0), *halves]

@@ -9,6 +9,8 @@ from zoo import minicpmv4_6 as before
 from zoo.common import END, IMAGE, START, VIDEO, Inputs, prompts
 
 SIZES = before.SIZES
+PLAIN_SIZE = before.PLAIN_SIZE
+view_boxes = before.view_boxes
 SCALE = 2.0
 
 

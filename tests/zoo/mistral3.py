@@ -14,6 +14,7 @@ from transformers import (
 from zoo.common import END, IMAGE, MORE, Inputs, prompts, text_sizes, vision_sizes
 
 SIZES = [(48, 64), (80, 40), (56, 56)]
+PLAIN_SIZE = (64, 96)
 BREAK = MORE
 
 

@@ -1,4 +1,8 @@
-"""Tiny Mistral Large 4: pictures of any size as in Mistral 3; sparse attention over latent keys that layers share."""
+"""Tiny Mistral Large 4: pictures of any size as in Mistral 3; sparse attention over latent keys that layers share.
+
+Every query selects up to `TOPK` keys, more than prompts here have: with fewer, a pruned run is not the same as one in
+which tokens are masked after selection.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,12 @@ from transformers import MistralLarge4Config, MistralLarge4TextConfig
 from zoo.common import IMAGE, text_sizes
 from zoo.mistral3 import SIZES, inputs, vision
 
-__all__ = ["SIZES", "config", "inputs"]
+__all__ = ["SIZES", "TOPK", "config", "inputs"]
+
+TOPK = 512
 
 
-def config() -> MistralLarge4Config:
+def config(topk: int = TOPK) -> MistralLarge4Config:
     """Return a configuration with all kinds of layers: own, stored and shared keys, own and shared selection."""
     text = MistralLarge4TextConfig(
         **text_sizes(num_hidden_layers=6, num_key_value_heads=4),
@@ -21,7 +27,7 @@ def config() -> MistralLarge4Config:
         qk_rope_head_dim=8,
         qk_nope_head_dim=8,
         v_head_dim=16,
-        index_topk=16,
+        index_topk=topk,
         index_head_dim=16,
         index_n_heads=8,
         no_rope_layers=[1, 1, 1, 0, 1, 0],

@@ -7,9 +7,11 @@ import torch
 from PIL import Image
 from transformers import Molmo2Config, Molmo2ForConditionalGeneration, Molmo2ImageProcessor, Molmo2VideoProcessor
 
+from vtprune.layout import ImageLayout
 from zoo.common import END, IMAGE, MORE, START, TEXT, Inputs, prompts, text_sizes, vision_sizes
 
 SIZES = [(48, 64), (112, 48), (48, 48)]
+PLAIN_SIZE = (240, 240)
 SCALE = 8.0
 LOW, COLUMN, FRAME_START, FRAME_END = range(MORE, MORE + 4)
 MARKS = (IMAGE, START, END, LOW, COLUMN, FRAME_START, FRAME_END)
@@ -99,3 +101,8 @@ def video_inputs(
     blocks = [[block(*next(grids)) for _ in row] for row in rows]
     names = ("pixel_values_videos", "video_token_pooling", "video_grids")
     return _typed(prompts(blocks, seed=seed, left=left)) | {name: made[name] for name in names}
+
+
+def view_boxes(layout: ImageLayout) -> list[tuple[float, float, float, float]]:
+    """The whole picture in low and in high resolution."""
+    return [(0.0, 0.0, 1.0, 1.0)] * layout.views

@@ -14,6 +14,7 @@ from transformers import (
 from zoo.common import END, IMAGE, MORE, START, VIDEO, Inputs, prompts, text_sizes
 
 SIZES = [(64, 96), (96, 48), (80, 80)]
+PLAIN_SIZE = (64, 96)
 VIDEO_START, VIDEO_END, SEPARATOR, TIME = range(MORE, MORE + 4)
 VISION = {
     "patch_size": 8,

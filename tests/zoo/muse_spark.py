@@ -5,9 +5,9 @@ from __future__ import annotations
 from transformers import MuseSparkConfig
 
 from zoo.common import IMAGE, MORE, VIDEO, text_sizes
-from zoo.muse_glimmer import SIZES, VISION, inputs, video_inputs
+from zoo.muse_glimmer import PLAIN_SIZE, SIZES, VISION, inputs, video_inputs
 
-__all__ = ["SIZES", "config", "inputs", "video_inputs"]
+__all__ = ["PLAIN_SIZE", "SIZES", "config", "inputs", "video_inputs"]
 
 
 def config() -> MuseSparkConfig:

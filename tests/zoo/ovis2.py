@@ -6,6 +6,7 @@ from PIL import Image
 from transformers import Ovis2Config, PreTrainedModel
 from transformers.models.ovis2.image_processing_ovis2 import Ovis2ImageProcessor
 
+from vtprune.layout import ImageLayout
 from zoo.common import IMAGE, MORE, VOCAB, Inputs, prompts, text_sizes, vision_sizes
 
 SIZES = [(48, 64), (150, 48), (96, 96)]
@@ -48,3 +49,10 @@ def inputs(model: PreTrainedModel, rows: list[list[Image.Image]], *, seed: int =
     blocks = iter([block(*grid) for grid in made["grids"].tolist()])
     asked = prompts([[next(blocks) for _ in row] for row in rows], seed=seed, left=left)
     return asked | {"pixel_values": made["pixel_values"]}
+
+
+def view_boxes(layout: ImageLayout) -> list[tuple[float, float, float, float]]:
+    """The whole picture, then two by two tiles."""
+    assert layout.views == 5
+    halves = [(row / 2, column / 2, (row + 1) / 2, (column + 1) / 2) for row in range(2) for column in range(2)]
+    return [(0.0, 0.0, 1.0, 1.0), *halves]

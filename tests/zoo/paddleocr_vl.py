@@ -7,9 +7,9 @@ from transformers import PaddleOCRVLConfig, PreTrainedModel
 from transformers.models.paddleocr_vl.image_processing_paddleocr_vl import PaddleOCRVLImageProcessor
 
 from zoo.common import END, IMAGE, START, VIDEO, Inputs, prompts, text_sizes, vision_sizes
-from zoo.glm4v import SIZES, image_blocks
+from zoo.glm4v import PLAIN_SIZE, SIZES, image_blocks
 
-__all__ = ["SIZES", "config", "inputs"]
+__all__ = ["PLAIN_SIZE", "SIZES", "config", "inputs"]
 
 PATCHES = {
     "patch_size": 8,

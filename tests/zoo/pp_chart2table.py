@@ -6,10 +6,11 @@ from PIL import Image
 from transformers import PPChart2TableConfig, PPChart2TableImageProcessor, PreTrainedModel, Qwen2Config
 from transformers.models.pp_chart2table.configuration_pp_chart2table import PPChart2TableVisionConfig
 
+from vtprune.layout import ImageLayout
 from zoo.common import END, IMAGE, START, Inputs, prompts, text_sizes
-from zoo.got_ocr2 import MODEL_CLASS, SIZES, TILE, TOKENS, tower_sizes
+from zoo.got_ocr2 import EARLY, MODEL_CLASS, SIZES, TILE, TOKENS, tower_sizes
 
-__all__ = ["MODEL_CLASS", "SIZES", "config", "inputs"]
+__all__ = ["MODEL_CLASS", "SIZES", "config", "inputs", "view_boxes"]
 
 
 def config() -> PPChart2TableConfig:
@@ -21,6 +22,11 @@ def config() -> PPChart2TableConfig:
         image_seq_length=TOKENS,
         tie_word_embeddings=False,
     )
+
+
+def view_boxes(layout: ImageLayout) -> list[tuple[float, float, float, float]]:
+    """The picture, as GOT-OCR2 places it."""
+    return [(-EARLY, -EARLY, 1.0 - EARLY, 1.0 - EARLY)]
 
 
 def inputs(model: PreTrainedModel, rows: list[list[Image.Image]], *, seed: int = 0, left: bool = True) -> Inputs:

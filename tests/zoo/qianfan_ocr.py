@@ -10,9 +10,9 @@ from transformers import (
 )
 
 from zoo.common import IMAGE, text_sizes, vision_sizes
-from zoo.internvl import SIZES, TILE, TOKENS, Maker, inputs
+from zoo.internvl import PLAIN_SIZE, SIZES, TILE, TOKENS, Maker, inputs, view_boxes
 
-__all__ = ["MODEL_CLASS", "SIZES", "config", "inputs"]
+__all__ = ["MODEL_CLASS", "PLAIN_SIZE", "SIZES", "config", "inputs", "view_boxes"]
 
 MODEL_CLASS = Maker(QianfanOCRForConditionalGeneration)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from transformers import ShieldGemma2Config, SiglipVisionConfig
 
 from zoo.common import END, IMAGE, START, vision_sizes
-from zoo.gemma3 import MODEL_CLASS, SIZES, inputs, text
+from zoo.gemma3 import MODEL_CLASS, PLAIN_SIZE, SIZES, inputs, text, view_boxes
 
-__all__ = ["MODEL_CLASS", "SIZES", "config", "inputs"]
+__all__ = ["MODEL_CLASS", "PLAIN_SIZE", "SIZES", "config", "inputs", "view_boxes"]
 
 
 def config() -> ShieldGemma2Config:

@@ -13,9 +13,11 @@ from transformers import (
 )
 
 from zoo.common import IMAGE, MORE, PAD, Inputs, prompts, text_sizes, vision_sizes
-from zoo.idefics3 import CUT, SIZES, TILE, block, tiled
+from zoo.idefics3 import CUT, PLAIN_SIZE, SIZES, TILE, block, tiled, view_boxes
 
-__all__ = ["SIZES", "config", "inputs", "video_inputs"]
+__all__ = ["PLAIN_SIZE", "SIZES", "config", "inputs", "video_inputs", "view_boxes"]
+
+NO_FRAMES = "its frames are pictures with words between, as several pictures are: nothing tells a video"
 
 
 def config() -> SmolVLMConfig:

@@ -7,9 +7,11 @@ from PIL import Image
 from transformers import PreTrainedModel, Step3p7Config
 from transformers.models.step3p7.image_processing_step3p7 import Step3p7ImageProcessor
 
+from vtprune.layout import ImageLayout
 from zoo.common import END, IMAGE, MORE, START, Inputs, prompts, text_sizes, vision_sizes
 
 SIZES = [(128, 128), (80, 40), (200, 180)]
+PLAIN_SIZE = (192, 192)
 CROP_START, CROP_END, NEWLINE = MORE, MORE + 1, MORE + 2
 WHOLE, CROP = 16, 9
 
@@ -56,3 +58,10 @@ def inputs(model: PreTrainedModel, rows: list[list[Image.Image]], *, seed: int =
     asked = prompts([[next(order) for _ in row] for row in rows], seed=seed, left=left)
     names = ("pixel_values", "pixel_values_local", "num_local_patches")
     return asked | {name: torch.as_tensor(made[name]) for name in names if name in made}
+
+
+def view_boxes(layout: ImageLayout) -> list[tuple[float, float, float, float]]:
+    """Two by two crops, then the whole picture."""
+    assert layout.views == 5
+    halves = [(row / 2, column / 2, (row + 1) / 2, (column + 1) / 2) for row in range(2) for column in range(2)]
+    return [*halves, (0.0, 0.0, 1.0, 1.0)]

@@ -8,9 +8,11 @@ from PIL import Image
 from transformers import PreTrainedModel, UnlimitedOcrConfig
 from transformers.models.unlimited_ocr.image_processing_unlimited_ocr import UnlimitedOcrImageProcessor
 
+from vtprune.layout import ImageLayout
 from zoo.common import IMAGE, prompts, text_sizes, vision_sizes
 
 SIZES = [(60, 80), (100, 200), (150, 140)]
+PLAIN_SIZE = (192, 192)
 WHOLE, TILE = 4, 3
 
 
@@ -64,3 +66,10 @@ def inputs(
     asked = prompts([[next(order) for _ in row] for row in rows], seed=seed, left=left)
     names = ("pixel_values", "pixel_values_local", "num_local_patches", "patches_grid")
     return asked | {name: made[name] for name in names if name in made}
+
+
+def view_boxes(layout: ImageLayout) -> list[tuple[float, float, float, float]]:
+    """Two by two tiles, then the whole picture."""
+    assert layout.views == 5
+    halves = [(row / 2, column / 2, (row + 1) / 2, (column + 1) / 2) for row in range(2) for column in range(2)]
+    return [*halves, (0.0, 0.0, 1.0, 1.0)]

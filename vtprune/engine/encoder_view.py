@@ -8,8 +8,8 @@ import torch
 
 from vtprune.context import EncoderLayer
 from vtprune.engine.taps import AttentionStates
-from vtprune.engine.vision import VisionRecord, gather_patches
-from vtprune.ops.attention import attention_rows, mean_received_attention
+from vtprune.engine.vision import VisionRecord, gather_patches, joint_heads
+from vtprune.ops.attention import attention_rows
 
 
 class StageEncoderLayer(EncoderLayer):
@@ -54,16 +54,12 @@ class StageEncoderLayer(EncoderLayer):
     @cached_property
     def joint_attention(self) -> torch.Tensor:
         """See `EncoderLayer.joint_attention`."""
+        if not self._has_cls:
+            return self._by_head(self._record.joint_received(self._layer), -1.0)[:, 0]
         found = []
         for states in self._states:
-            # Towers have as many key heads as query heads, so that all heads side by side are the full width.
-            queries, keys = (part.transpose(1, 2).flatten(2).unsqueeze(1) for part in (states.queries, states.keys))
-            scale = queries.shape[-1] ** -0.5
-            if self._has_cls:
-                values = attention_rows(queries[:, :, self._cls], keys, scale)[:, :, 0]
-            else:
-                values = mean_received_attention(queries, keys, scale)
-            found.append(values.transpose(1, 2))
+            queries, keys, scale = joint_heads(states)
+            found.append(attention_rows(queries[:, :, self._cls], keys, scale)[:, :, 0].transpose(1, 2))
         return self._by_head(self._record.patches(found), -1.0)[:, 0]
 
     @cached_property

@@ -6,7 +6,7 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,7 +26,7 @@ from vtprune.pruner import Pruner, Signal
 from vtprune.reporting import Report
 
 if TYPE_CHECKING:
-    from vtprune.adapters.base import Adapter
+    from vtprune.adapters.base import Adapter, Vision
     from vtprune.question import QuestionReader
     from vtprune.text_tower import TextTower
 
@@ -43,6 +43,7 @@ class _Prompt:
     embeddings: torch.Tensor | None
     mask: torch.Tensor | None
     kinds: frozenset[str]
+    given: dict[str, Any]
 
     @property
     def has_images(self) -> bool:
@@ -170,18 +171,22 @@ class Engine:
             self._attach_encoder(base, method)
         if Signal.ENCODER_FEATURES in signals and self.vision.projector is not None:
             self._add(self.vision.projector.register_forward_pre_hook(_eager(self._see_features)))
-        if Signal.ENCODER_CLS in signals:
-            for layer in self.vision.feature_layers:
+        for vision in (self.vision, *self.vision.twins):
+            self._watch_tower(vision)
+
+    def _watch_tower(self, vision: Vision) -> None:
+        if Signal.ENCODER_CLS in self.signals:
+            for layer in vision.feature_layers:
                 self._add(layer.register_forward_hook(_eager(self._see_cls)))
         watched = set(self.encoder_layers)
         for number in self.encoder_layers:
-            layer = self.vision.layers[number]
-            self._add(layer.register_forward_hook(_eager(functools.partial(self._see_encoder_output, number))))
-        if signals & _ENCODER_STATES:
-            watched.add(self.vision.features[-1])
+            hook = functools.partial(self._see_encoder_output, number)
+            self._add(vision.layers[number].register_forward_hook(_eager(hook)))
+        if self.signals & _ENCODER_STATES:
+            watched.add(vision.features[-1])
         for number in watched:
             watcher = functools.partial(self._see_encoder_attention, number)
-            self._undo.append(watch(self.vision.attentions[number], watcher))
+            self._undo.append(watch(vision.attentions[number], watcher))
 
     def _attach_encoder(self, base: nn.Module, method: str) -> None:
         encode: Any = getattr(base, method)
@@ -204,7 +209,10 @@ class Engine:
 
     def _attach_decoder(self) -> None:
         decoder = self.adapter.decoder
-        self._add(decoder.register_forward_pre_hook(_eager(self._enter_decoder), with_kwargs=True))
+        if decoder is self.adapter.base:
+            self._add(self.layers[0].register_forward_pre_hook(_eager(self._enter_layers), with_kwargs=True))
+        else:
+            self._add(decoder.register_forward_pre_hook(_eager(self._enter_decoder), with_kwargs=True))
         self._add(decoder.register_forward_hook(_eager(self._leave_decoder), always_call=True))
         for number, layer in enumerate(self.layers):
             names = tuple(inspect.signature(layer.forward).parameters)
@@ -292,7 +300,8 @@ class Engine:
 
     def _see_encoder_output(self, layer: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self._local.open is not None:
-            self._local.open.outputs[layer] = output if isinstance(output, torch.Tensor) else output[0]
+            states = output if isinstance(output, torch.Tensor) else output[0]
+            self._local.open.outputs.setdefault(layer, []).append(states)
 
     def _see_decoder_attention(self, layer: int, states: AttentionStates) -> None:
         if self._local.run is not None:
@@ -325,6 +334,7 @@ class Engine:
             given.get("inputs_embeds"),
             mask if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None,
             frozenset(kinds),
+            given,
         )
 
     def _placeholders(self, prompt: _Prompt, kinds: Sequence[str]) -> torch.Tensor | None:
@@ -354,6 +364,9 @@ class Engine:
         if embeddings is None:
             return None
         visual = None if prompt is None else self._visual(prompt, records)
+        if prompt is not None:
+            filled = [self.adapter.filled_in(record.kind, record.layouts, prompt.given) for record in records]
+            records = [replace(record, layouts=layouts) for record, layouts in zip(records, filled, strict=True)]
         cache = cache_in(kwargs)
         state = self._cached_state(cache, visual is not None)
         if visual is None and (state is None or not state.boundaries):
@@ -389,6 +402,18 @@ class Engine:
             kwargs[_RUN] = run
         local.run = run
         return args, kwargs
+
+    def _enter_layers(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Opens the run of a decoder that embeds the prompt itself, at its first layer."""
+        if self._local.prompt is None:
+            return None
+        states = {"inputs_embeds": args[0] if args else kwargs["hidden_states"]}
+        entered = self._enter_decoder(module, (), {**kwargs, **states})
+        if entered is None:
+            return None
+        return args, {name: value for name, value in entered[1].items() if name not in states}
 
     def _visual(self, prompt: _Prompt, records: Sequence[VisionRecord]) -> torch.Tensor | None:
         """Placeholders of the images that this pass brings; `None` where it brings none."""

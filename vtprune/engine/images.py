@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 
 from vtprune.engine.vision import VisionRecord
 from vtprune.layout import ImageLayout, join_layouts
-
-if TYPE_CHECKING:
-    from vtprune.adapters.base import Borders
 
 
 @dataclass
@@ -84,7 +80,7 @@ def assign_images(
         if batch == 1 and promised == 1:
             found.add(0, record, range(count))
             return found
-    if ids is None and (len(records) > 1 or records[0].borders in ("before", "after")):
+    if ids is None and (len(records) > 1 or records[0].borders not in ("feature", "run")):
         raise ValueError(
             "pass input_ids, not inputs_embeds alone: the marks between the views of an image, or between images and "
             "videos, tell which placeholders belong together"
@@ -142,31 +138,41 @@ def _pieces(
 
 
 def _joined(pieces: Sequence[_Piece], line: Sequence[int]) -> list[tuple[VisionRecord, range]]:
-    """The entries of each image of a row."""
-    found: list[tuple[VisionRecord, range]] = []
-    start = 0
-    for number, piece in enumerate(pieces):
-        following = pieces[number + 1] if number + 1 < len(pieces) else None
-        if following is None or following.record is not piece.record or _ends(piece, following, pieces, line):
-            found.append((piece.record, range(pieces[start].entry, piece.entry + 1)))
-            start = number + 1
-    return found
+    """The entries of each image of a row, in the order in which the images begin."""
+    found: list[tuple[int, VisionRecord, range]] = []
+    for record in {id(piece.record): piece.record for piece in pieces}.values():
+        own = [piece for piece in pieces if piece.record is record]
+        borders = record.borders
+        if callable(borders):
+            counts = list(borders(line, [(piece.first, piece.last) for piece in own]))
+        else:
+            counts = _counts(own, line, borders)
+        start = 0
+        for count in counts:
+            first = own[start]
+            found.append((first.first, record, range(first.entry, first.entry + count)))
+            start += count
+    return [(record, entries) for _, record, entries in sorted(found, key=lambda image: image[0])]
 
 
-def _ends(piece: _Piece, following: _Piece, pieces: Sequence[_Piece], line: Sequence[int]) -> bool:
-    """Whether an image ends with this entry and not with the following one."""
-    borders = piece.record.borders
-    if borders == "feature":
-        return True
-    if borders == "run":
-        return following.first != piece.last + 1
-    last = next(other for other in reversed(pieces) if other.record is piece.record)
-    return _mark(piece, line, borders) == _mark(last, line, borders)
-
-
-def _mark(piece: _Piece, line: Sequence[int], borders: Borders) -> int | None:
-    """The token before or after the placeholders of an entry."""
-    return _token_beside(line, piece.first, -1) if borders == "before" else _token_beside(line, piece.last, 1)
+def _counts(pieces: Sequence[_Piece], line: Sequence[int], borders: str) -> list[int]:
+    """How many entries each image of a row has, by a word for what lies between images."""
+    before = [_token_beside(line, piece.first, -1) for piece in pieces]
+    after = [_token_beside(line, piece.last, 1) for piece in pieces]
+    counts = [1]
+    for number in range(1, len(pieces)):
+        starts = {
+            "feature": True,
+            "run": pieces[number].first != pieces[number - 1].last + 1,
+            "first": before[number] == before[0],
+            "before": before[number - 1] == before[-1],
+            "after": after[number - 1] == after[-1],
+        }[borders]
+        if starts:
+            counts.append(1)
+        else:
+            counts[-1] += 1
+    return counts
 
 
 def _token_beside(line: Sequence[int], column: int, step: int) -> int | None:

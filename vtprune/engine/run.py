@@ -473,7 +473,7 @@ class Run:
             return ready
         present = self._present(tokens)
         if present is None:
-            return None
+            return None if ready is None else ready.new_ones(self.batch, tokens.length)
         return present.to(hidden.device, ready.dtype if isinstance(ready, torch.Tensor) else torch.long)
 
     def _is_packed(self, tokens: Tokens | None) -> bool:
@@ -538,6 +538,9 @@ class Run:
         positions: torch.Tensor | None = kwargs.get("position_ids")
         if positions is None:
             return None
+        if self.engine.adapter.slot_positions:
+            first = self.cached_before(layer)
+            return torch.arange(first, first + hidden.shape[1], device=hidden.device).expand(self.batch, -1)
         attention = self.engine.adapter.attention_module(layer)
         if tokens is not None and attention is not None and "flash" in implementation(attention):
             # The rotary tables carry the true positions. Gaps in these would be taken for borders of sequences.

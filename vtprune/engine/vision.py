@@ -38,7 +38,7 @@ class VisionRecord:
     features: torch.Tensor | None = None
     cls_states: list[torch.Tensor] = field(default_factory=list)
     calls: dict[int, list[AttentionStates]] = field(default_factory=dict)
-    outputs: dict[int, torch.Tensor] = field(default_factory=dict)
+    outputs: dict[int, list[torch.Tensor]] = field(default_factory=dict)
 
     @cached_property
     def borders(self) -> Borders:
@@ -108,18 +108,29 @@ class VisionRecord:
 
         Towers that attend within windows give nothing from outside the window; of merged patches this is the mean.
         """
+        return self._received(
+            [(states.queries, states.keys, states.scaling) for states in self.states_of(layer)], layer
+        )
+
+    def joint_received(self, layer: int) -> torch.Tensor:
+        """`received` with all heads taken as one of full width, `(patches, 1)`."""
+        return self._received([joint_heads(states) for states in self.states_of(layer)], layer)
+
+    def _received(self, calls: Sequence[tuple[torch.Tensor, torch.Tensor, float]], layer: int) -> torch.Tensor:
         found = [
-            received_attention(states.queries, states.keys, states.scaling, _mask(states))
-            for states in self.states_of(layer)
+            received_attention(queries, keys, scaling, _mask(states)).transpose(1, 2)
+            for (queries, keys, scaling), states in zip(calls, self.states_of(layer), strict=True)
         ]
-        values = self._patches([value.transpose(1, 2) for value in found])
-        side = self.adapter.vision.merge
-        rows = [layout.patches_per_view * side * side + self._extra_rows for layout in self.layouts]
-        if len(set(rows)) == 1:
-            return values / rows[0]
-        sizes = [layout.total_patches for layout in self.layouts]
-        parts = [part / count for part, count in zip(values.split(sizes), rows, strict=True)]
-        return torch.cat(parts)
+        values = self._patches(found)
+        counts: list[tuple[int, int]] = []
+        extra = self.adapter.vision.extra_rows
+        for layout in self.layouts:
+            largest = self.adapter.view_rows(layout, self.inputs) - extra
+            counts += [(size, size * largest // layout.patches_per_view + extra) for size in layout.view_sizes]
+        if len({rows for _, rows in counts}) == 1:
+            return values / counts[0][1]
+        parts = values.split([size for size, _ in counts])
+        return torch.cat([part / rows for part, (_, rows) in zip(parts, counts, strict=True)])
 
     def keys_of(self, layer: int) -> torch.Tensor:
         """Keys of each patch in an encoder layer, `(patches, heads, head_dim)`."""
@@ -127,17 +138,16 @@ class VisionRecord:
 
     def output_of(self, layer: int) -> torch.Tensor:
         """States that leave an encoder layer, `(patches, encoder_dim)`."""
-        output = self.outputs[layer]
-        return self._patches([output if output.dim() == 3 else output.unsqueeze(0)])
+        found = [output if output.dim() == 3 else output.unsqueeze(0) for output in self.outputs[layer]]
+        lengths = [states.queries.shape[2] for states in self.states_of(layer)]
+        if len(found) == 1 and found[0].shape[0] == 1 and len(lengths) > 1:
+            # Views packed into one row are cut where attention cut them, so that each loses its own registers.
+            found = list(found[0].split(lengths, dim=1))
+        return self._patches(found)
 
     def patches(self, values: Sequence[torch.Tensor]) -> torch.Tensor:
         """Brings `(views, rows, ...)` of several calls to patches."""
         return self._patches(values)
-
-    @property
-    def _extra_rows(self) -> int:
-        vision = self.adapter.vision
-        return max(vision.prefix, int(vision.has_cls))
 
     def _patches(self, values: Sequence[torch.Tensor]) -> torch.Tensor:
         flat = [self.adapter.vision.patches(value).flatten(0, 1) for value in values]
@@ -158,7 +168,17 @@ def _starts(sizes: Iterable[int]) -> list[int]:
 
 def _mask(states: AttentionStates) -> torch.Tensor | None:
     mask = states.mask
+    if isinstance(mask, torch.Tensor) and mask.dim() == 2:
+        return mask[:, None, None, :].bool()
     return mask if isinstance(mask, torch.Tensor) and mask.dim() == 4 else None
+
+
+def joint_heads(states: AttentionStates) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Queries and keys with all heads side by side as one, `(views, 1, rows, width)`, and the scale for that width."""
+    repeat = states.queries.shape[1] // states.keys.shape[1]
+    keys = states.keys.repeat_interleave(repeat, dim=1)
+    queries, keys = (part.transpose(1, 2).flatten(2).unsqueeze(1) for part in (states.queries, keys))
+    return queries, keys, queries.shape[-1] ** -0.5
 
 
 @lru_cache(maxsize=1024)

@@ -1,0 +1,13 @@
+"""Dots 3 Note: frames as in Qwen2-VL; layers that select their keys and layers with a window."""
+
+from __future__ import annotations
+
+from vtprune.adapters.base import register_adapter
+from vtprune.adapters.indexed_attention import IndexedAttentionAdapter
+
+
+@register_adapter
+class Dots3NoteAdapter(IndexedAttentionAdapter):
+    """`Dots3NoteForConditionalGeneration`."""
+
+    model_types = ("dots3_note",)

@@ -1,0 +1,219 @@
+"""Videos, and pictures beside videos in one prompt: tokens lie in the frames that they show, and signals with them."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from families.test_families import TYPES, VIDEO_TYPES, cell, is_refused, model, view_boxes
+from PIL import Image
+from zoo import common
+
+import vtprune
+from vtprune.adapters import find_adapter
+from vtprune.adapters.conformance import ScatteredPruner, oracle_error, visual_tokens
+from vtprune.context import Context
+from vtprune.pruner import Reduction, Signal
+
+Visual = Image.Image | list[Image.Image]
+WORDS = ("input_ids", "attention_mask", "mm_token_type_ids")
+
+
+@pytest.fixture(autouse=True)
+def _skip_refused(request: pytest.FixtureRequest) -> None:
+    name = request.node.callspec.params["name"]
+    if reason := is_refused(name):
+        pytest.skip(f"{name} is refused: {reason}")
+
+
+def mixed_inputs(module: ModuleType, call: Any, rows: list[list[Visual]]) -> common.Inputs:
+    """Prompts with pictures and videos in any order."""
+    pictures = [part for row in rows for part in row if isinstance(part, Image.Image)]
+    videos = [part for row in rows for part in row if not isinstance(part, Image.Image)]
+    made = common.prompts([[block(module, call, part) for part in row] for row in rows])
+    for given in (module.inputs(call, [pictures]), module.video_inputs(call, [videos])):
+        made |= {name: value for name, value in given.items() if name not in WORDS}
+        if "mm_token_type_ids" in given:
+            tokens = made["input_ids"]
+            made["mm_token_type_ids"] = (tokens == common.IMAGE).long() + 2 * (tokens == common.VIDEO).long()
+    return made
+
+
+def block(module: ModuleType, call: Any, part: Visual) -> list[int]:
+    """Placeholders of a picture or video, with the marks around them and without the words of the prompt."""
+    alone = module.inputs(call, [[part]]) if isinstance(part, Image.Image) else module.video_inputs(call, [[part]])
+    words = common.prompts([[[common.IMAGE]]])["input_ids"][0].tolist().index(common.IMAGE)
+    after = common.prompts([[[common.IMAGE]]])["input_ids"].shape[1] - words - 1
+    tokens: list[int] = alone["input_ids"][0, words:-after].tolist()
+    return tokens
+
+
+def mixed_rows(module: ModuleType) -> list[list[Visual]]:
+    """A picture before a video, and one between two videos."""
+    small, large, other = module.SIZES
+    return [
+        [common.picture(*small, seed=1), common.video(4, *other, seed=2)],
+        [common.video(4, *small, seed=3), common.picture(*large, seed=4), common.video(8, *small, seed=5)],
+    ]
+
+
+@pytest.mark.parametrize("positions", ["keep", "pack"])
+@pytest.mark.parametrize("layers", [(0,), (1, 3)])
+@pytest.mark.parametrize("name", VIDEO_TYPES)
+@torch.no_grad()
+def test_pruned_equals_masked(name: str, layers: tuple[int, ...], positions: str) -> None:
+    module = common.load(name)
+    layers = tuple(sorted({min(layer, find_adapter(model(name)).last_stage) for layer in layers}))
+    inputs = mixed_inputs(module, model(name), mixed_rows(module))
+    assert oracle_error(model(name), inputs, layers, positions) < 1e-4
+
+
+@pytest.mark.parametrize("name", VIDEO_TYPES)
+@torch.no_grad()
+def test_the_report_has_pictures_and_videos_in_prompt_order(name: str) -> None:
+    module = common.load(name)
+    call: Any = model(name)
+    rows = mixed_rows(module)
+    inputs = mixed_inputs(module, call, rows)
+    with vtprune.pruning(call, ScatteredPruner(), 5):
+        call(**inputs)
+        report = vtprune.report(call)
+    stage = report.stages[0]
+    visual = visual_tokens(find_adapter(call), inputs["input_ids"])
+    for number, row in enumerate(rows):
+        columns = visual[number].nonzero().flatten()
+        kinds = inputs["input_ids"][number, columns]
+        start, left = 0, []
+        found = iter(zip(report.layouts[number], stage.images[number], stage.places[number], strict=True))
+        for part in row:
+            alone = torch.tensor(block(module, call, part))
+            tokens = int(visual_tokens(find_adapter(call), alone).sum())
+            end = start + tokens
+            while start < end:
+                layout, kept, places = next(found)
+                own = columns[start : start + layout.tokens]
+                assert len(kinds[start : start + layout.tokens].unique()) == 1
+                assert kept.shape == (5,)
+                assert torch.equal(layout.places[kept], places)
+                left.append(own[kept])
+                start += layout.tokens
+            assert start == end
+        assert next(found, None) is None
+        assert stage.kept[number].tolist() == sorted(torch.cat(left).tolist())
+
+
+@pytest.mark.parametrize("name", VIDEO_TYPES)
+@torch.no_grad()
+def test_tokens_of_a_video_lie_where_a_frame_shows_them(name: str) -> None:
+    """A change in one cell of some frames changes the token of that place in that frame most."""
+    module = common.load(name)
+    call: Any = model(name, scale=1.0)
+    height, width = getattr(module, "PLAIN_SIZE", (96, 96))
+    video = common.video(8, height, width)
+    before, places, shapes = entering(call, module, video)
+    frames = len(video) // len(shapes)
+    for view, (lines, columns) in enumerate(shapes):
+        line, column = view % lines, columns - 1 - view % columns
+        changed = [frame.copy() for frame in video]
+        for frame in changed[view * frames : (view + 1) * frames]:
+            frame.paste((255, 40, 0), cell((0.0, 0.0, 1.0, 1.0), (lines, columns), (line, column), (height, width)))
+        after, _, _ = entering(call, module, changed)
+        best = int((after - before).norm(dim=-1).argmax())
+        assert places[best].tolist() == [view, line, column]
+
+
+def entering(
+    call: Any, module: ModuleType, frames: list[Image.Image]
+) -> tuple[torch.Tensor, torch.Tensor, list[tuple[int, int]]]:
+    """What the decoder is given for the tokens of one video, their places, and the shape of each view."""
+    inputs = module.video_inputs(call, [[frames]])
+    adapter = find_adapter(call)
+    seen: list[torch.Tensor] = []
+    handle = adapter.decoder.register_forward_pre_hook(
+        lambda _module, _args, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    try:
+        with vtprune.pruning(call, ScatteredPruner(), 1.0):
+            call(**inputs)
+            layouts = vtprune.report(call).layouts[0]
+    finally:
+        handle.remove()
+    places, views = [], 0
+    for layout in layouts:
+        places.append(layout.places + torch.tensor([views, 0, 0]))
+        views += layout.views
+    visual = visual_tokens(adapter, inputs["input_ids"])
+    shapes = [shape for layout in layouts for shape in layout.view_shapes]
+    return seen[0][0, visual[0]].float(), torch.cat(places), shapes
+
+
+class Looking(ScatteredPruner):
+    """Takes down what the tower's last layer tells about each token."""
+
+    name = "looking"
+    signals = frozenset({Signal.ENCODER_ATTENTION, Signal.ENCODER_KEYS})
+
+    def reduce(self, context: Context, keep: int) -> Reduction:
+        SEEN.append((context.encoder_keys[0], context.encoder_attention[0].sum(0), context.layout))
+        return super().reduce(context, keep)
+
+
+SEEN: list[tuple[Any, ...]] = []
+
+
+@pytest.mark.parametrize("name", TYPES)
+@torch.no_grad()
+def test_encoder_keys_lie_where_the_picture_shows_them(name: str) -> None:
+    """As for the tokens themselves: the tower may have patches in an order of its own."""
+    module = common.load(name)
+    call: Any = model(name, scale=1.0)
+    if Signal.ENCODER_KEYS in find_adapter(call).missing or hasattr(module, "NO_PLACES"):
+        pytest.skip("the tower's rows are not the patches of tokens")
+    height, width = getattr(module, "PLAIN_SIZE", (96, 96))
+    gray = Image.new("RGB", (width, height), (128, 128, 128))
+    before, layout = keys_of(call, module, gray)
+    for view, box in enumerate(view_boxes(module, layout)):
+        if box is None:
+            continue
+        lines, columns = layout.view_shapes[view]
+        for line, column in [(0, 0), (lines // 2, columns - 1), (lines - 1, columns // 3)]:
+            changed = gray.copy()
+            changed.paste((255, 40, 0), cell(box, (lines, columns), (line, column), (height, width)))
+            after, _ = keys_of(call, module, changed)
+            distance = (after - before).norm(dim=(0, 2))
+            best = int(distance.masked_fill(layout.places[:, 0] != view, -1).argmax())
+            assert layout.places[best].tolist() == [view, line, column]
+
+
+def keys_of(call: Any, module: ModuleType, picture: Image.Image) -> tuple[torch.Tensor, Any]:
+    """Keys of the tokens of a picture, `(heads, tokens, dim)`, and their layout."""
+    SEEN.clear()
+    with vtprune.pruning(call, Looking(), 1):
+        call(**module.inputs(call, [[picture]]))
+    keys, _, layout = SEEN[0]
+    return keys, layout
+
+
+@pytest.mark.parametrize("name", VIDEO_TYPES)
+@torch.no_grad()
+def test_encoder_signals_of_frames(name: str) -> None:
+    """Attention is a distribution over each frame, and a picture beside a video has what it has alone."""
+    module = common.load(name)
+    call: Any = model(name)
+    if Signal.ENCODER_KEYS in find_adapter(call).missing:
+        pytest.skip("the tower's rows are not the patches of tokens")
+    rows = mixed_rows(module)[:1]
+    SEEN.clear()
+    with vtprune.pruning(call, Looking(), 5):
+        call(**mixed_inputs(module, call, rows))
+    picture, *video = SEEN
+    for _, attention, layout in video:
+        sums = torch.stack([attention[frame].sum() for frame in layout.view_tokens])
+        torch.testing.assert_close(sums, sums[:1].expand_as(sums), rtol=1e-3, atol=1e-4)
+    SEEN.clear()
+    with vtprune.pruning(call, Looking(), 5):
+        call(**module.inputs(call, [rows[0][:1]]))
+    for mine, other in zip(picture[:2], SEEN[0][:2], strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4)
