@@ -333,6 +333,14 @@ class Adapter:
             **arguments,
         )
 
+    def ahead_mask(self, hidden: torch.Tensor) -> torch.Tensor | None:
+        """The mask for a layer that is run only as far as its attention, where it cannot do without one.
+
+        Args:
+            hidden: States that enter the layer, `(batch, length, dim)`.
+        """
+        return None
+
     def injections(self, arguments: dict[str, Any]) -> dict[int, torch.Tensor]:
         """Takes out of the decoder's arguments the features that it would add to visual tokens between layers.
 
@@ -401,6 +409,17 @@ class Adapter:
             video_layout(count // (rows * columns), rows, columns)
             for count, (rows, columns) in zip(counts, cells, strict=True)
         ]
+
+    def arrange(
+        self, layouts: Sequence[ImageLayout], read: Callable[[], Sequence[Sequence[int]]]
+    ) -> Sequence[ImageLayout]:
+        """The layouts of the pictures, where only the prompt tells how the entries of the features make them up.
+
+        Args:
+            layouts: Of the entries, in order.
+            read: Reads the token ids of the prompts that the entries belong to; asks the device.
+        """
+        return layouts
 
     def filled_in(
         self, kind: str, layouts: Sequence[ImageLayout], arguments: Mapping[str, Any]
@@ -494,6 +513,9 @@ class Adapter:
             gone |= dict.fromkeys((Signal.ENCODER_ATTENTION, Signal.ENCODER_KEYS, Signal.ENCODER_LAYERS), reason)
         if not self.vision.has_cls:
             gone[Signal.ENCODER_CLS] = f"the vision tower of {name} has no CLS token"
+        elif self.vision.projector is None:
+            reason = f"{name} merges patches before it projects them, and a CLS token has none to merge with"
+            gone[Signal.ENCODER_CLS] = reason
         if self.vision.projector is None or not self.vision.has_cls:
             gone[Signal.CLIP_TEXT] = (
                 f"the tower of {name} has no CLS token beside its features, and so is no CLIP tower"

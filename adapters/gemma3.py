@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
+
+import torch
 
 from vtprune.adapters.base import Adapter, Vision, register_adapter
 from vtprune.adapters.towers import find_layers
@@ -40,6 +42,12 @@ class Gemma3Adapter(Adapter):
                 found.append(join_layouts(tuple(layouts[start : start + size])))
                 start += size
         return found
+
+    def pictures(
+        self, pixels: torch.Tensor, layouts: Sequence[ImageLayout], inputs: Mapping[str, Any]
+    ) -> torch.Tensor | list[torch.Tensor]:
+        """The whole picture and the crops of each."""
+        return list(pixels.split([layout.views for layout in layouts]))
 
 
 def _picture_sizes(line: Sequence[int], image: int, tokens: int) -> list[int]:

@@ -33,12 +33,13 @@ class IndexedAttentionAdapter(Adapter):
         mask = super().causal_mask(hidden, keys, cache, layer, columns)
         if mask is not None:
             return mask
-        total = hidden.shape[1] if cache is None else cache.get_mask_sizes(hidden.shape[1], layer)[0]
-        return _causal(hidden, int(total))
+        total = hidden.shape[1] if cache is None else int(cache.get_mask_sizes(hidden.shape[1], layer)[0])
+        return _causal(hidden, total)
 
-    def ahead_mask(self, hidden: torch.Tensor) -> torch.Tensor | None:
+    def ahead_mask(self, hidden: torch.Tensor, present: torch.Tensor | None = None) -> torch.Tensor | None:
         """Causality among the present tokens."""
-        return _causal(hidden, hidden.shape[1])
+        mask = _causal(hidden, hidden.shape[1])
+        return mask if present is None else mask & present.to(hidden.device)[:, None, None, :]
 
 
 def _causal(hidden: torch.Tensor, keys: int) -> torch.Tensor:

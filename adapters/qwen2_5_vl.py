@@ -63,6 +63,6 @@ def window_places(layout: ImageLayout, window: int, device: torch.device) -> tor
     height, width = layout.view_shape
     across = -(-width // window)
     windows = torch.arange(height)[:, None] // window * across + torch.arange(width) // window
-    places = windows.flatten().argsort(stable=True).argsort().flip(0)
+    places = windows.flatten().argsort(stable=True).argsort()
     first = torch.arange(layout.views)[:, None] * height * width
     return (first + places).flatten().to(device)

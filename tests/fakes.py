@@ -110,7 +110,7 @@ class FakeContext(Context):
         prefix: int = PREFIX,
     ) -> None:
         self.layout = layout
-        self.has_cls = has_cls
+        self.has_cls = self.gives_cls = has_cls
         self.scaling = scaling
         self.prefix = prefix
         self.tensors = tensors

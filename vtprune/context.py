@@ -90,7 +90,9 @@ class Context(ABC):
     tokens: int
     """Visual tokens of each image that are present at this stage."""
     has_cls: bool
-    """Whether the vision tower has a CLS token."""
+    """Whether the vision tower has a CLS token, from which `encoder_attention` is taken."""
+    gives_cls: bool
+    """Whether `encoder_cls` is there, for methods that declare it as optional."""
     scaling: float
     """Factor on the dot products of queries and keys in the decoder."""
     layout: ImageLayout

@@ -7,6 +7,7 @@ from transformers import CLIPImageProcessor, FastVlmConfig, PreTrainedModel, Qwe
 
 from zoo.common import IMAGE, Inputs, prompts, text_sizes
 
+SCALE = 3.0
 SIZES = [(48, 64), (80, 40), (56, 56)]
 SIDE, STRIDE = 256, 64
 

@@ -15,9 +15,11 @@ from transformers import (
     PreTrainedModel,
 )
 
+from vtprune.layout import ImageLayout
 from zoo.common import END, IMAGE, MORE, START, Inputs, prompts, text_sizes, vision_sizes
 
 SIZES = [(44, 40), (80, 40), (150, 44)]
+PLAIN_SIZE = (96, 96)
 BESIDE, BELOW, WHOLE = MORE, MORE + 1, MORE + 2
 
 
@@ -74,3 +76,9 @@ def inputs(model: PreTrainedModel, rows: list[list[Image.Image]], *, seed: int =
             tiles = line * height if height * width > 1 else []
             blocks[-1].append([START, *tiles, WHOLE, *tile, END])
     return prompts(blocks, seed=seed, left=left) | ({"pixel_values": torch.cat(pixels)} if pixels else {})
+
+
+def view_boxes(layout: ImageLayout) -> list[tuple[float, float, float, float] | None]:
+    """Return the part of a picture of `PLAIN_SIZE` that each view shows: four tiles, then the whole."""
+    tiles = [(row / 2, column / 2, (row + 1) / 2, (column + 1) / 2) for row in range(2) for column in range(2)]
+    return [*tiles, (0.0, 0.0, 1.0, 1.0)]

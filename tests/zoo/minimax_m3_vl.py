@@ -1,4 +1,8 @@
-"""Tiny MiniMax M3: patches of any resolution, merged 2 x 2; sparse layers look at a few blocks of keys."""
+"""Tiny MiniMax M3: patches of any resolution, merged 2 x 2; sparse layers look at a few blocks of keys.
+
+Here they look at up to `TOPK` blocks, more than prompts have: with fewer, removed tokens leave other blocks behind, and
+a pruned run is not the same as one in which tokens are masked.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +18,10 @@ from transformers import (
 from zoo.common import END, IMAGE, MORE, START, VIDEO, Inputs, prompts, text_sizes, vision_sizes
 
 SIZES = [(64, 96), (96, 48), (80, 80)]
+TOPK = 64
 
 
-def config() -> MiniMaxM3VLConfig:
+def config(topk: int = TOPK) -> MiniMaxM3VLConfig:
     """Full and block-sparse attention, dense and mixture layers."""
     text = text_sizes(
         head_dim=16,
@@ -32,7 +37,7 @@ def config() -> MiniMaxM3VLConfig:
         index_n_heads=2,
         index_head_dim=16,
         index_block_size=16,
-        index_topk_blocks=2,
+        index_topk_blocks=topk,
     )
     return MiniMaxM3VLConfig(
         text_config=text,
@@ -64,7 +69,7 @@ def video_inputs(
     seed: int = 0,
     left: bool = True,
 ) -> Inputs:
-    """Everything that forward and generate take, of videos: the tower sees segments of two frame pairs."""
+    """Everything that forward and generate take, of videos: of each one segment, for each is pruned as a video of its own."""
     videos = [np.stack([np.asarray(frame) for frame in video]) for row in rows for video in row]
     if not videos:
         return prompts([[] for _ in rows], seed=seed, left=left)
@@ -72,7 +77,7 @@ def video_inputs(
         patch_size=8,
         min_pixels=32 * 32,
         max_pixels=128 * 128,
-        vision_segment_max_frames=2,
+        vision_segment_max_frames=8,
         do_sample_frames=False,
         do_resize=True,
     )

@@ -276,9 +276,6 @@ class Engine:
                 f"{type(self.adapter).__name__} expected {expected} visual tokens, the model made {sum(counts)}; "
                 "this is a bug in the adapter or an unsupported setting of the model"
             )
-        if Signal.IMAGE_HASH in self.signals:
-            pictures = self.adapter.pictures(record.pixels, record.layouts, arguments)
-            record.image_hash = hash_pictures(pictures, record.layouts)
         local.records = [*(other for other in local.records if other.kind != kind), record]
         local.ahead = {**local.ahead, kind: record}
         if not isinstance(output, torch.Tensor | tuple | list):
@@ -365,6 +362,8 @@ class Engine:
             return None
         visual = None if prompt is None else self._visual(prompt, records)
         if prompt is not None:
+            for record in records:
+                self._arrange(record, prompt)
             filled = [self.adapter.filled_in(record.kind, record.layouts, prompt.given) for record in records]
             records = [replace(record, layouts=layouts) for record, layouts in zip(records, filled, strict=True)]
         cache = cache_in(kwargs)
@@ -402,6 +401,31 @@ class Engine:
             kwargs[_RUN] = run
         local.run = run
         return args, kwargs
+
+    def _arrange(self, record: VisionRecord, prompt: _Prompt) -> None:
+        """Lets the adapter make pictures of the entries of a record, once, and hashes them."""
+        if record.arranged:
+            return
+        record.arranged = True
+
+        def read() -> list[list[int]]:
+            if prompt.ids is None:
+                raise ValueError(
+                    "pass input_ids, not inputs_embeds alone: the words between the views of an image tell which "
+                    "belong together"
+                )
+            visual = self._placeholders(prompt, [record.kind])
+            assert visual is not None
+            # Beam search repeats prompts.
+            copies = max(1, int(visual.sum()) // sum(layout.tokens for layout in record.layouts))
+            rows: list[list[int]] = prompt.ids[::copies].tolist()
+            return rows
+
+        if record.kind == "image":
+            record.layouts = self.adapter.arrange(record.layouts, read)
+        if Signal.IMAGE_HASH in self.signals:
+            pictures = self.adapter.pictures(record.pixels, record.layouts, record.inputs)
+            record.image_hash = hash_pictures(pictures, record.layouts)
 
     def _enter_layers(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

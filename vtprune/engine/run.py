@@ -353,7 +353,7 @@ class Run:
         embeddings = self._position_embeddings(layer, tokens, hidden, kwargs, past)
         arguments = {
             **kwargs,
-            "attention_mask": None,
+            "attention_mask": adapter.ahead_mask(adapter.plane(hidden)),
             "position_embeddings": embeddings if rotated else adapter.without_rotation(embeddings),
             "position_ids": self._position_ids(layer, tokens, hidden, kwargs, past),
         }
@@ -363,6 +363,11 @@ class Run:
         before = self.cached_before(layer) if rotated else 0
         if before:
             cached = cache_in(kwargs).layers[layer].keys[:, :, :before]
+            if cached.shape[1] != states.keys.shape[1] or cached.shape[-1] != states.keys.shape[-1]:
+                raise ValueError(
+                    f"{self.engine.pruner.name} looks at the keys of layer {layer} ahead of a stage, and the cache "
+                    "holds latents instead of keys; start from an empty cache or choose another method"
+                )
             states = replace(states, keys=torch.cat([cached.to(states.keys.dtype), states.keys], dim=2))
         return states
 

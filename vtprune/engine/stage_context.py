@@ -62,6 +62,7 @@ class StageContext(Context):
         self.tokens = tokens.counts[self._images[0]]
         self.layout = run.layouts[self._images[0]]
         self.has_cls = run.engine.vision.has_cls
+        self.gives_cls = Signal.ENCODER_CLS in self._signals
         self._record = run.images.records[self._images[0]]
         self._entries = [run.images.entries[image] for image in self._images]
         device = hidden.device.type

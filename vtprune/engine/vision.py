@@ -28,12 +28,15 @@ class VisionRecord:
         adapter: Knows how the tower's rows become patches.
         kind: `"image"` or `"video"`.
         inputs: The arguments of the method that encodes.
+        layouts: Of the entries of the image features.
+        arranged: Whether the adapter has seen the prompt that they belong to.
     """
 
     adapter: Adapter
     kind: str
     inputs: dict[str, Any]
     layouts: Sequence[ImageLayout] = ()
+    arranged: bool = False
     image_hash: torch.Tensor | None = None
     features: torch.Tensor | None = None
     cls_states: list[torch.Tensor] = field(default_factory=list)

@@ -93,7 +93,7 @@ class VisionZip(Pruner):
         """CLS, dominant and contextual tokens of one view."""
         features = context.encoder_features[:, view]
         dominant, contextual = self.split(budget)
-        patches = dominant - int(context.has_cls)
+        patches = dominant - int(context.gives_cls)
         top = stable_topk(as_float(context.encoder_attention[:, :, view]).sum(dim=1), patches)
         is_dominant = torch.zeros(features.shape[:2], dtype=torch.bool, device=view.device).scatter(1, top, True)
         picked, rest = split_by(is_dominant, patches)
@@ -101,7 +101,7 @@ class VisionZip(Pruner):
         merged, targets, _ = merge_into_targets(take(features, rest), metric, contextual)
         centres = rest[:, targets]
         taken = is_dominant.scatter(1, centres, True).to(torch.uint8)
-        if context.has_cls:
+        if context.gives_cls:
             cls, place = context.encoder_cls[:, index : index + 1], taken.argmin(1, keepdim=True)
         else:
             cls, place = features[:, :0], taken[:, :0].long()
