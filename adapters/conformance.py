@@ -76,6 +76,7 @@ def check_adapter(
     tolerance: float = 1e-4,
     keep: float = 0.3,
     suppress_tokens: Sequence[int] = (),
+    exact_generation: bool = True,
 ) -> list[Check]:
     """Runs the invariants on a model: keep-all is bit-identical, pruned equals masked, cached equals recomputed.
 
@@ -88,6 +89,8 @@ def check_adapter(
         keep: Share of the visual tokens kept by the checks.
         suppress_tokens: Ids that generation is kept from beside placeholders: marks around images, which a model with
             random weights might say and some models treat specially.
+        exact_generation: Whether cached decoding must give the very tokens of recomputation; in half precision near
+            ties may fall either way.
 
     Returns:
         What was checked, with the deviations seen.
@@ -124,7 +127,9 @@ def check_adapter(
                 rows = [_fitted(row, model) for row in alone]
                 done.append(_check_batch_invariance(model, inputs, rows, stages[-1], keep, tolerance))
             for positions in ("keep", "pack"):
-                done.append(_check_generate(model, inputs, stages[-1], keep, positions, suppress_tokens))
+                done.append(
+                    _check_generate(model, inputs, stages[-1], keep, positions, suppress_tokens, exact_generation)
+                )
     finally:
         model.train(training)
     return done
@@ -438,6 +443,7 @@ def _check_generate(
     keep: float,
     positions: str,
     suppress: Sequence[int],
+    exact: bool,
     steps: int = 4,
 ) -> Check:
     call: Any = model
@@ -456,6 +462,8 @@ def _check_generate(
     length = inputs["input_ids"].shape[1]
     assert torch.equal(cached[:, :length], inputs["input_ids"]), "generate() must return the full prompt"
     assert cached.shape[1] == length + steps, f"generate() made {cached.shape[1] - length} tokens instead of {steps}"
+    if not exact:
+        return Check(f"generate, positions {positions}: full prompt returned")
     if fresh is None:
         return Check(f"generate, positions {positions}: full prompt returned (the stock model differs without cache)")
     assert torch.equal(cached, fresh), f"positions {positions}: cached decoding differs from recomputing without cache"

@@ -58,9 +58,7 @@ def _picture_sizes(line: Sequence[int], image: int, tokens: int) -> list[int]:
     """
     columns = [column for column, token in enumerate(line) if token == image]
     # What lies between two blocks without the marks and lines, which are two tokens at both ends.
-    between = [
-        list(line[last + 3 : first - 2]) for last, first in pairwise(columns) if first != last + 1
-    ]
+    between = [list(line[last + 3 : first - 2]) for last, first in pairwise(columns) if first != last + 1]
     blocks = len(columns) // tokens
     if len(between) != blocks - 1:
         return [1] * blocks

@@ -1,4 +1,4 @@
-"""Gemma 4: pictures of any shape, their patches padded to a common number and pooled by place; videos frame by frame."""
+"""Gemma 4: pictures of any shape, patches padded to a common number and pooled by place; videos by frames."""
 
 from __future__ import annotations
 

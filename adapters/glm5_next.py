@@ -7,11 +7,12 @@ from typing import Any
 import torch
 
 from vtprune.adapters.base import register_adapter
+from vtprune.adapters.glm4v import Glm4vAdapter
 from vtprune.adapters.indexed_attention import IndexedAttentionAdapter
 
 
 @register_adapter
-class Glm5NextAdapter(IndexedAttentionAdapter):
+class Glm5NextAdapter(IndexedAttentionAdapter, Glm4vAdapter):
     """`Glm5NextForConditionalGeneration`.
 
     All its layers take a mask of padding and go by the order of tokens: to them a removed token was never there.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from vtprune.adapters.base import register_adapter
 from vtprune.adapters.idefics3 import Idefics3Adapter
-from vtprune.layout import ImageLayout
 
 
 @register_adapter
@@ -35,9 +34,3 @@ class GraniteDoclingAdapter(Idefics3Adapter):
         decoder: Any = self.decoder
         states: torch.Tensor = super().entering(arguments) * decoder.embedding_multiplier
         return states
-
-    def pictures(
-        self, pixels: torch.Tensor, layouts: Sequence[ImageLayout], inputs: Mapping[str, Any]
-    ) -> torch.Tensor | list[torch.Tensor]:
-        """The real tiles, which the mask tells."""
-        return pixels[inputs["pixel_attention_mask"]]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vtprune.adapters.base import Adapter, Vision, register_adapter
+from vtprune.adapters.base import Adapter, Borders, Vision, register_adapter
 from vtprune.layout import ImageLayout, Segment
 from vtprune.pruner import Signal
 
@@ -44,22 +44,9 @@ class Idefics2Adapter(Adapter):
         view = ImageLayout((Segment(1, tokens),), tuple(range(tokens)), views=1, patches_per_view=tokens)
         return [view] * (sum(counts) // tokens)
 
-    @staticmethod
-    def borders(line: Sequence[int], spans: Sequence[tuple[int, int]]) -> list[int]:
-        """Views of each picture: five where all chains of views with a mark between are made of fives.
-
-        Args:
-            line: Token ids of a row.
-            spans: First and last column of each view's placeholders.
-        """
-        chains = [1]
-        for (_, last), (first, _) in pairwise(spans):
-            if first == last + 2:
-                chains[-1] += 1
-            else:
-                chains.append(1)
-        views = _VIEWS if all(chain % _VIEWS == 0 for chain in chains) else 1
-        return [views] * (sum(chains) // views)
+    def borders_of(self, kind: str, inputs: Mapping[str, Any]) -> Borders:
+        """The same mark stands between views of a picture and between pictures."""
+        return views_of_pictures
 
     def pictures(
         self, pixels: torch.Tensor, layouts: Sequence[ImageLayout], inputs: Mapping[str, Any]
@@ -79,3 +66,26 @@ class Idefics2Adapter(Adapter):
     def _latents(self) -> int:
         config: Any = self.model.config
         return int(config.perceiver_config.resampler_n_latents)
+
+
+def views_of_pictures(line: Sequence[int], spans: Sequence[tuple[int, int]]) -> list[int]:
+    """How many views each picture has: five where all chains of views with one mark between are made of fives, or one.
+
+    Five unsplit pictures side by side look like a split one, and are taken for it.
+
+    Args:
+        line: Token ids of a row.
+        spans: First and last column of each view's placeholders.
+
+    Example:
+        >>> views_of_pictures([], [(1, 4), (6, 9), (15, 18)])
+        [1, 1, 1]
+    """
+    chains = [1]
+    for (_, last), (first, _) in pairwise(spans):
+        if first == last + 2:
+            chains[-1] += 1
+        else:
+            chains.append(1)
+    views = _VIEWS if all(chain % _VIEWS == 0 for chain in chains) else 1
+    return [views] * (sum(chains) // views)

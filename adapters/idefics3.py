@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from vtprune.adapters.base import Adapter, Vision, register_adapter
+from vtprune.adapters.base import Adapter, Borders, Vision, register_adapter
 from vtprune.adapters.towers import find_layers
 from vtprune.layout import ImageLayout, grid_layout
 
@@ -20,8 +20,8 @@ class Idefics3Adapter(Adapter):
     Frames of videos are single tiles, and images of the prompt, with words between.
     """
 
-    model_types = ("idefics3", "smolvlm")
-    borders = "before"
+    model_types: ClassVar[tuple[str, ...]] = ("idefics3", "smolvlm")
+    borders: ClassVar[Borders] = "before"
 
     @cached_property
     def vision(self) -> Vision:
@@ -51,7 +51,7 @@ class Idefics3Adapter(Adapter):
         """Averages squares of patches; all tiles are of one size."""
         side = self.merge_of(inputs)
         height, width = layouts[0].view_shape
-        squares = rows.unflatten(0, (-1, height, side, width, side))
+        squares: torch.Tensor = rows.unflatten(0, (-1, height, side, width, side))
         return squares.mean(dim=(2, 4)).flatten(0, 2)
 
     def view_rows(self, layout: ImageLayout, inputs: Mapping[str, Any]) -> int:

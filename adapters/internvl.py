@@ -33,7 +33,9 @@ class InternVLAdapter(Adapter):
         layers, attentions = find_layers(self.base.get_submodule("vision_tower"))
         chosen = config.vision_feature_layer
         if not isinstance(chosen, int) or not -len(layers) <= chosen <= len(layers) or chosen == 0:
-            raise ValueError(f"vision_feature_layer={chosen} names no encoder layer; the tower has {len(layers)}")
+            raise ValueError(
+                f"vision_feature_layer={chosen} is not the number of one encoder layer; the tower has {len(layers)}"
+            )
         # Entry 0 of the hidden states is the embedding: a positive index is the output of the layer before.
         feature = chosen - 1 if chosen > 0 else len(layers) + chosen
         return Vision(layers, attentions, (feature,), cls=0, prefix=1, merge=round(1 / config.downsample_ratio))

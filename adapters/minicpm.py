@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ class MiniCPMAdapter(Adapter):
 
     def borders_of(self, kind: str, inputs: Mapping[str, Any]) -> Borders:
         """Frames of a video each open like a picture, but nothing else stands between them."""
-        return "frames" if kind == "video" else self.borders
+        return _videos if kind == "video" else self.borders
 
     @cached_property
     def vision(self) -> Vision:
@@ -61,6 +62,18 @@ class MiniCPMAdapter(Adapter):
         """Patches of all views lie side by side in one line."""
         patch = int(pixels.shape[-2])
         return list(pixels.split([height * width * patch for height, width in _sizes(inputs)], dim=-1))
+
+
+def _videos(line: Sequence[int], entries: Sequence[tuple[int, int]]) -> list[int]:
+    """Views of each video: a frame begins another one where more stands before it than marks of an end and a begin."""
+    counts = [1]
+    for (_, last), (first, _) in pairwise(entries):
+        opens = line[first - 1] == line[entries[0][0] - 1]
+        if opens and first - last > 3:
+            counts.append(1)
+        else:
+            counts[-1] += 1
+    return counts
 
 
 def _sizes(inputs: Mapping[str, Any]) -> list[tuple[int, int]]:

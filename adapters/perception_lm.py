@@ -26,11 +26,11 @@ class PerceptionLMAdapter(Adapter):
         )
 
     def borders_of(self, kind: str, inputs: Mapping[str, Any]) -> Borders:
-        """Runs of placeholders, where the tiles of all pictures come as one item because their numbers differ."""
-        return "run" if kind == "image" and inputs["pixel_values"].shape[0] == 1 else "feature"
+        """Runs of placeholders, where all tiles or frames come as one item because their numbers differ."""
+        return "run" if inputs["pixel_values"].shape[0] == 1 else "feature"
 
     def layouts(self, kind: str, counts: Sequence[int], inputs: Mapping[str, Any]) -> list[ImageLayout]:
-        """An entry for each item, `(items, tiles, channels, height, width)`; for each tile where only runs tell."""
+        """An entry for each item, `(items, tiles, channels, height, width)`; for each tile or frame where only runs tell."""
         items, tiles = inputs["pixel_values"].shape[:2]
         views = [square_layout(count) for count in counts]
         if self.borders_of(kind, inputs) == "run":

@@ -61,12 +61,6 @@ class UnlimitedOcrAdapter(Adapter):
         """None over the prompt; `causal_mask` sees to generated tokens."""
         return None if self.layer_kind(layer) == _KIND else super().window(layer)
 
-    def shorten_cache(self, cache: Any, layer: int, length: int) -> None:
-        """Generation has told the cache how long the prompt is, and what comes after is kept for a while only."""
-        kept = cache.layers[layer]
-        if getattr(kept, "prefill_length", None) is not None and not kept.get_seq_length():
-            kept.prefill_length = length
-
     def causal_mask(
         self,
         hidden: torch.Tensor,
@@ -75,11 +69,24 @@ class UnlimitedOcrAdapter(Adapter):
         layer: int,
         columns: torch.Tensor | None = None,
     ) -> Any:
-        """The prompt's tokens are seen by all, those after it within a window, of which the cache holds no more."""
-        held = None if cache is None else cache.layers[layer]
-        prompt = getattr(held, "prefill_length", None)
-        if held is None or prompt is None or not held.get_seq_length():
+        """The prompt's tokens are seen by all, those after it within a window, of which the cache holds no more.
+
+        Raises:
+            ValueError: The cache is static.
+        """
+        if cache is None or self.layer_kind(layer) != _KIND or not cache.layers[layer].get_seq_length():
             return super().causal_mask(hidden, keys, cache, layer, columns)
+        if getattr(cache, "is_compileable", False):
+            raise ValueError(
+                f"static caches of {type(self.model).__name__} set the length of the prompt aside beforehand, before "
+                "tokens are removed; leave cache_implementation unset"
+            )
+        for own in cache.layers:
+            # Generation told the cache how long the prompt is. Of a pruned one no more will come.
+            if getattr(own, "prefill_length", None) is not None:
+                own.prefill_length = own.prefill_cumulative_length
+        held = cache.layers[layer]
+        prompt = held.prefill_length
         batch, length = hidden.shape[:2]
         size, dropped = held.get_mask_sizes(length)
         slots = torch.arange(size, device=hidden.device)

@@ -33,11 +33,20 @@ class VideoLlama3Adapter(Adapter):
         if kind != "video" or mask is None:
             return layouts
         parts = mask.split([layout.total_patches for layout in layouts])
-        return [compressed(layout, part) for layout, part in zip(layouts, parts, strict=True)]
+        return [
+            layout if bool(part.all()) else compressed(layout, part)
+            for layout, part in zip(layouts, parts, strict=True)
+        ]
 
-    def merges(self, layouts: Sequence[ImageLayout], inputs: Mapping[str, Any]) -> list[int]:
-        """As the processor chose them."""
-        return _sides(inputs)
+    def view_rows(self, layout: ImageLayout, inputs: Mapping[str, Any]) -> int:
+        """By the merge size of the entry with such views."""
+        shape = layout.view_shapes[0]
+        sides = [
+            side
+            for (_, height, width), side in zip(_grids(inputs), _sides(inputs), strict=True)
+            if (height // side, width // side) == shape
+        ]
+        return layout.patches_per_view * sides[0] ** 2
 
     def cells(self, rows: torch.Tensor, layouts: Sequence[ImageLayout], inputs: Mapping[str, Any]) -> torch.Tensor:
         """The mean over the patches of each square."""
@@ -53,18 +62,17 @@ class VideoLlama3Adapter(Adapter):
 
 
 def compressed(layout: ImageLayout, kept: torch.Tensor) -> ImageLayout:
-    """A video of which only some tokens are left: those of each frame in a row, as they form no rectangle.
+    """A video of which only some tokens are left; those of a frame that lost some form no rectangle but a row.
 
     Example:
         >>> compressed(video_layout(2, 1, 2), torch.tensor([True, True, False, True])).patches
         (0, 1, 3)
     """
-    if bool(kept.all()):
-        return layout
+    shape = layout.view_shape
     counts = kept.view(layout.views, -1).sum(dim=1).tolist()
     return replace(
         layout,
-        segments=tuple(Segment(1, count) for count in counts if count),
+        segments=tuple(Segment(*shape if count == layout.patches_per_view else (1, count)) for count in counts),
         patches=tuple(kept.nonzero().flatten().tolist()),
         shapes=layout.view_shapes,
     )

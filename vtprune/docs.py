@@ -1,7 +1,8 @@
 """Writes the parts of the documents that follow from code and results, in a checkout.
 
-`python -m vtprune.docs` renews the table of methods and docs/methods.md; with the path of a sweep's `results.jsonl`
-it also puts the results into README.md and the model card, and those of all methods into docs/embedded-sweep.md.
+`python -m vtprune.docs` renews the lists of methods and models, docs/methods.md and docs/models.md; with the path of a
+sweep's `results.jsonl` it also puts the results into README.md and the model card, and those of all methods into
+docs/embedded-sweep.md.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from vtprune.method_docs import linked, markdown_table, methods_page, stage_text
+from vtprune.model_docs import family_list, models_page
 from vtprune.registry import pruner_classes
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 METHODS = ROOT / "docs" / "methods.md"
+MODELS = ROOT / "docs" / "models.md"
+RECORDS = ROOT / "docs" / "models.json"
 SWEEP = ROOT / "docs" / "embedded-sweep.md"
 _SWEEP_ADVICE = """\
 How to read it. The model is small and its pictures are plain, so that the order of methods here says little about \
@@ -148,14 +152,16 @@ def replace_block(text: str, name: str, content: str) -> str:
 
 
 def main(results: str | None = None) -> None:
-    """Rewrites README.md and docs/methods.md, and, given a sweep's results, its tables and the model card.
+    """Rewrites README.md and the pages of methods and models, and, given a sweep's results, its tables and the card.
 
     Args:
         results: The `results.jsonl` of a sweep over the embedded model.
     """
     if not README.is_file():
         sys.exit(f"no {README}; run this in a checkout")
-    _rewrite(README, {"pruners": pruner_table()})
+    models = json.loads(RECORDS.read_text(encoding="utf-8"))
+    _rewrite(README, {"pruners": pruner_table(), "models": family_list(models)})
+    MODELS.write_text(models_page(models), encoding="utf-8")
     METHODS.write_text(methods_page(), encoding="utf-8")
     if results is not None:
         lines = Path(results).read_text(encoding="utf-8").splitlines()

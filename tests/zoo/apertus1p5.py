@@ -17,6 +17,7 @@ from transformers import (
 
 from zoo.common import END, IMAGE, MORE, START, TEXT, VOCAB, Inputs, prompts, text_sizes
 
+NO_PLACES = "a change of one cell moves other cells to other codes too, which are as far from the old ones"
 SIZES = [(48, 64), (80, 40), (56, 56)]
 TIMES, WRAPPER, NEWLINE, AUDIO = MORE, MORE + 1, MORE + 2, MORE + 3
 CODES, SOUNDS = 64, 16

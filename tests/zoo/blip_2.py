@@ -12,6 +12,7 @@ MODEL_TYPE = "blip-2"
 SCALE = 6.0
 SIZES = [(48, 64), (80, 40), (56, 56)]
 SIDE, QUERIES = 48, 16
+NO_PLACES = "tokens are queries of the Q-Former, each of which looks at the whole picture"
 QFORMER = {
     "vocab_size": VOCAB,
     "hidden_size": 32,

@@ -29,14 +29,19 @@ def model_types() -> list[str]:
     """All types with a file here that the installed transformers knows."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
+    known = {_stem(name) for name in CONFIG_MAPPING_NAMES}
     files = [path.stem for path in Path(__file__).parent.glob("*.py")]
-    names = [getattr(load(name), "MODEL_TYPE", name) for name in files if name not in ("__init__", "common")]
-    return sorted(name for name in names if name in CONFIG_MAPPING_NAMES)
+    stems = [stem for stem in files if stem in known]
+    return sorted(name for name in (getattr(load(stem), "MODEL_TYPE", stem) for stem in stems))
+
+
+def _stem(model_type: str) -> str:
+    return model_type.replace("-", "_").replace(".", "_")
 
 
 def load(model_type: str) -> ModuleType:
     """The module of a type; its file has `-` and `.` replaced by `_`."""
-    return importlib.import_module("zoo." + model_type.replace("-", "_").replace(".", "_"))
+    return importlib.import_module(f"zoo.{_stem(model_type)}")
 
 
 def text_sizes(**changes: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from transformers import CLIPImageProcessor, FastVlmConfig, PreTrainedModel, Qwe
 
 from zoo.common import IMAGE, Inputs, prompts, text_sizes
 
-SCALE = 3.0
+NO_PLACES = "the convolutions of a tower with random weights show a change of one cell everywhere"
 SIZES = [(48, 64), (80, 40), (56, 56)]
 SIDE, STRIDE = 256, 64
 

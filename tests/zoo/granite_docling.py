@@ -13,7 +13,7 @@ from transformers.models.granite_docling.configuration_granite_docling import (
 from vtprune.layout import ImageLayout
 from zoo.common import END, IMAGE, MORE, PAD, START, Inputs, prompts, text_sizes, vision_sizes
 
-SIZES = [(48, 64), (80, 40), (56, 56)]
+SIZES = [(56, 56), (80, 40), (48, 64)]
 TILE, TILES, TOKENS = 64, 6, 16
 PLAIN_SIZE = (TILE, 2 * TILE)
 AROUND, WHOLE, NEWLINE = START, END, MORE

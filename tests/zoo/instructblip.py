@@ -6,11 +6,11 @@ import torch
 from PIL import Image
 from transformers import InstructBlipConfig, PreTrainedModel
 
-from zoo.blip_2 import MODEL_CLASS, QFORMER, QUERIES, SCALE, SIZES, TEXT
+from zoo.blip_2 import MODEL_CLASS, NO_PLACES, QFORMER, QUERIES, SCALE, SIZES, TEXT
 from zoo.blip_2 import inputs as without_prompt
 from zoo.common import IMAGE, Inputs, prompts, vision_sizes
 
-__all__ = ["MODEL_CLASS", "SCALE", "SIZES", "config", "inputs", "questions"]
+__all__ = ["MODEL_CLASS", "NO_PLACES", "SCALE", "SIZES", "config", "inputs", "questions"]
 
 
 def config() -> InstructBlipConfig:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from PIL import Image
 from transformers import InstructBlipVideoConfig, InstructBlipVideoVideoProcessor, PreTrainedModel
 
-from zoo.blip_2 import MODEL_CLASS, QFORMER, QUERIES, SCALE, SIDE, SIZES, TEXT, behind
+from zoo.blip_2 import MODEL_CLASS, NO_PLACES, QFORMER, QUERIES, SCALE, SIDE, SIZES, TEXT, behind
 from zoo.common import VIDEO, Inputs, vision_sizes
 from zoo.instructblip import questions
 
-__all__ = ["MODEL_CLASS", "SCALE", "SIZES", "config", "inputs", "video_inputs"]
+__all__ = ["MODEL_CLASS", "NO_PLACES", "SCALE", "SIZES", "config", "inputs", "video_inputs"]
+
+NO_FRAMES = "each query of a frame looks at the whole frame"
 
 
 def config() -> InstructBlipVideoConfig:

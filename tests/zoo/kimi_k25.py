@@ -14,6 +14,7 @@ from transformers import (
 from zoo.common import END, IMAGE, MORE, START, VIDEO, Inputs, prompts, text_sizes
 
 SIZES = [(64, 96), (96, 48), (72, 80)]
+NO_FRAMES = "the tower averages the frames of a chunk of video, and each chunk counts as a video"
 
 
 def config() -> Kimi_K25Config:

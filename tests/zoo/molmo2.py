@@ -11,8 +11,8 @@ from vtprune.layout import ImageLayout
 from zoo.common import END, IMAGE, MORE, START, TEXT, Inputs, prompts, text_sizes, vision_sizes
 
 SIZES = [(48, 64), (112, 48), (48, 48)]
+NO_MIXED = "the model refuses pictures and videos in one call"
 PLAIN_SIZE = (240, 240)
-SCALE = 8.0
 LOW, COLUMN, FRAME_START, FRAME_END = range(MORE, MORE + 4)
 MARKS = (IMAGE, START, END, LOW, COLUMN, FRAME_START, FRAME_END)
 
@@ -36,6 +36,7 @@ def config() -> Molmo2Config:
             "head_dim": 16,
             "intermediate_size": 96,
             "text_hidden_size": 64,
+            "initializer_range": 0.2,
         },
         image_start_token_id=START,
         image_end_token_id=END,

@@ -15,6 +15,7 @@ from transformers import (
 from zoo.common import END, IMAGE, MORE, START, VIDEO, Inputs, prompts, text_sizes
 
 SIZES = [(64, 96), (96, 48), (72, 80)]
+NO_MIXED = "pictures and videos fill the same placeholders, which the model refuses in one call"
 
 
 def config() -> NemotronH_Omni_Reasoning_V3_Config:
@@ -75,7 +76,7 @@ def inputs(
 def video_inputs(
     model: NemotronH_Omni_Reasoning_V3, rows: list[list[list[Image.Image]]], *, seed: int = 0, left: bool = True
 ) -> Inputs:
-    """Everything that forward and generate take, of videos: all are stacked, so all get four frames of one size."""
+    """Everything that forward and generate take, of videos: all are stacked, so all get as many frames of one size."""
     videos = [np.stack([np.asarray(frame) for frame in video]) for row in rows for video in row]
     if not videos:
         return prompts([[] for _ in rows], seed=seed, left=left)
@@ -87,8 +88,10 @@ def video_inputs(
         norm_std=[0.5, 0.5, 0.5],
         do_sample_frames=False,
     )
+    frames = max(map(len, videos))
     made = processor(
-        videos=[video[np.linspace(0, len(video) - 1, 4).round().astype(int)] for video in videos], return_tensors="pt"
+        videos=[video[np.linspace(0, len(video) - 1, frames).round().astype(int)] for video in videos],
+        return_tensors="pt",
     )
     pixels: torch.Tensor = made["pixel_values_videos"]
     block = [MORE, START, *[IMAGE] * (pixels.shape[-2] * pixels.shape[-1] // 16**2), END] * pixels.shape[1]

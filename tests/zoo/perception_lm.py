@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from PIL import Image
 from transformers import PerceptionLMConfig, PreTrainedModel
@@ -10,6 +12,7 @@ from transformers.models.perception_lm.video_processing_perception_lm import Per
 
 from zoo.common import IMAGE, VIDEO, Inputs, prompts, text_sizes
 
+PLAIN_SIZE = (64, 128)
 SIZES = [(64, 60), (120, 60), (60, 180)]
 SIDE, TILE = 64, 16
 
@@ -39,6 +42,12 @@ def config() -> PerceptionLMConfig:
         image_token_id=IMAGE,
         video_token_id=VIDEO,
     )
+
+
+def view_boxes(layout: Any) -> list[tuple[float, float, float, float]]:
+    """The part of a picture twice as wide as high that each view shows: all of it, then its halves."""
+    assert layout.views == 3
+    return [(0.0, 0.0, 1.0, 1.0), (0.0, 0.0, 1.0, 0.5), (0.0, 0.5, 1.0, 1.0)]
 
 
 def packed(pixels: list[torch.Tensor]) -> torch.Tensor:

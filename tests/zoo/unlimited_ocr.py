@@ -13,6 +13,8 @@ from zoo.common import IMAGE, prompts, text_sizes, vision_sizes
 
 SIZES = [(60, 80), (100, 200), (150, 140)]
 PLAIN_SIZE = (192, 192)
+# With smaller weights the convolutions carry more of a change into the next cell than into its own.
+SCALE = 3.0
 WHOLE, TILE = 4, 3
 
 

@@ -48,8 +48,9 @@ def video_inputs(
     *,
     seed: int = 0,
     left: bool = True,
+    compression: bool = False,
 ) -> Inputs:
-    """Everything that forward and generate take, of videos: frames that hardly change lose tokens."""
+    """Everything that forward and generate take, of videos; with `compression` tokens that hardly change go."""
     videos = [np.stack([np.asarray(frame) for frame in video]) for row in rows for video in row]
     if not videos:
         return prompts([[] for _ in rows], seed=seed, left=left)
@@ -58,7 +59,7 @@ def video_inputs(
         merge_size=2,
         size={"shortest_edge": 32 * 32, "longest_edge": 6 * 96 * 96},
         do_sample_frames=False,
-        use_token_compression=True,
+        use_token_compression=compression,
     )
     made = processor(videos=videos, return_tensors="pt")
     grids, merges = made["video_grid_thw"], made["video_merge_sizes"]
