@@ -136,8 +136,15 @@ class Adapter:
         for module in (inner, self.model):
             if isinstance(module, nn.Module) and callable(getattr(module, "get_image_features", None)):
                 return module
+        name = type(self.model).__name__
+        if getattr(self.model.config, "vision_config", None) is None:
+            raise ValueError(
+                f"{name} is a text model: it takes no images; supported are decoder-only models that fill image "
+                "placeholders (AutoModelForImageTextToText)"
+            )
         raise ValueError(
-            f"{type(self.model).__name__} has no get_image_features: its images do not become tokens of the prompt"
+            f"{name} puts image features into the sequence inside its forward, without placeholders in the prompt and "
+            "get_image_features; supported are decoder-only models that fill image placeholders"
         )
 
     @cached_property
@@ -333,11 +340,12 @@ class Adapter:
             **arguments,
         )
 
-    def ahead_mask(self, hidden: torch.Tensor) -> torch.Tensor | None:
+    def ahead_mask(self, hidden: torch.Tensor, present: torch.Tensor | None) -> torch.Tensor | None:
         """The mask for a layer that is run only as far as its attention, where it cannot do without one.
 
         Args:
             hidden: States that enter the layer, `(batch, length, dim)`.
+            present: Which of them hold a token, `(batch, length)`; `None` for all.
         """
         return None
 
@@ -608,9 +616,15 @@ def find_adapter(model: nn.Module) -> Adapter:
     if not isinstance(model, nn.Module) or model_type is None:
         raise TypeError(f"expected a transformers vision-language model, got {type(model).__name__}")
     if not hasattr(model, "generate"):
+        name = type(model).__name__
+        if name.endswith("Model"):
+            raise ValueError(
+                f"{name} is the bare {model_type} model without a language-model head; wrap the conditional-generation "
+                "model (AutoModelForImageTextToText)"
+            )
         raise ValueError(
-            f"{type(model).__name__} is the bare {model_type} model without a language-model head; wrap the "
-            "conditional-generation model (AutoModelForImageTextToText)"
+            f"{name} has no generate(): it does not continue a prompt with text; supported are decoder-only models "
+            "that fill image placeholders"
         )
     _check_kind(model, config)
     adapter = adapter_classes().get(model_type, Adapter)(model)

@@ -1,4 +1,4 @@
-"""Fuyu: patches of all pictures in one row, projected without a tower; lines of placeholders in the prompt tell sizes."""
+"""Fuyu: patches of all pictures in one row, projected without a tower; lines of placeholders tell their sizes."""
 
 from __future__ import annotations
 

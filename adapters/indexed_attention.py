@@ -34,15 +34,22 @@ class IndexedAttentionAdapter(Adapter):
         if mask is not None:
             return mask
         total = hidden.shape[1] if cache is None else int(cache.get_mask_sizes(hidden.shape[1], layer)[0])
-        return _causal(hidden, total)
+        return causal(hidden, total)
 
     def ahead_mask(self, hidden: torch.Tensor, present: torch.Tensor | None = None) -> torch.Tensor | None:
         """Causality among the present tokens."""
-        mask = _causal(hidden, hidden.shape[1])
-        return mask if present is None else mask & present.to(hidden.device)[:, None, None, :]
+        return causal(hidden, hidden.shape[1], present)
 
 
-def _causal(hidden: torch.Tensor, keys: int) -> torch.Tensor:
+def causal(hidden: torch.Tensor, keys: int, present: torch.Tensor | None = None) -> torch.Tensor:
+    """Which of so many keys the last tokens of a sequence may attend to, `(batch, 1, length, keys)`.
+
+    Args:
+        hidden: States of these tokens, `(batch, length, dim)`.
+        keys: Keys, those of the tokens last.
+        present: Keys that hold a token, `(batch, keys)`; `None` for all.
+    """
     batch, length = hidden.shape[:2]
     every = torch.ones(length, keys, dtype=torch.bool, device=hidden.device)
-    return every.tril(keys - length).expand(batch, 1, -1, -1)
+    mask = every.tril(keys - length).expand(batch, 1, -1, -1)
+    return mask if present is None else mask & present.to(hidden.device)[:, None, None, :]

@@ -18,7 +18,7 @@ from vtprune.pruner import Signal
 
 @register_adapter
 class LlavaAdapter(Adapter):
-    """`LlavaForConditionalGeneration` with a CLIP-like or SigLIP-like tower, and VipLLaVA with several of its layers."""
+    """`LlavaForConditionalGeneration` with a CLIP-like or SigLIP-like tower; VipLLaVA with several of its layers."""
 
     model_types = ("llava", "vipllava")
 
@@ -34,7 +34,9 @@ class LlavaAdapter(Adapter):
         gone = dict(super().missing)
         if len(self.vision.features) > 1:
             name = type(self.model).__name__
-            gone[Signal.CLIP_TEXT] = f"{name} projects features of several layers at once, which CLIP's text does not meet"
+            gone[Signal.CLIP_TEXT] = (
+                f"{name} projects features of several layers at once, which CLIP's text does not meet"
+            )
         return gone
 
     def encode_smaller(self, pixel_values: torch.Tensor, height: int, width: int) -> torch.Tensor:

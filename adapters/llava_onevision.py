@@ -22,7 +22,7 @@ _FRAMES = "pixel_values_videos"
 
 @register_adapter
 class LlavaOnevisionAdapter(Adapter):
-    """`LlavaOnevisionForConditionalGeneration`; view 0 of a lone picture is the thumbnail, crops follow in raster order.
+    """`LlavaOnevisionForConditionalGeneration`; view 0 of a lone picture is the thumbnail, crops follow in raster.
 
     Interpolation makes a token of a fractional number of patches. Such a token is said to lie at the patch around its
     centre, and signals of that patch are interpolated as the model interpolates features.
@@ -137,9 +137,7 @@ def _centres(size: int, full: int) -> torch.Tensor:
 
 def _interpolated_canvas(rows: torch.Tensor, before: ImageLayout, after: ImageLayout) -> torch.Tensor:
     """Rows of one picture `(patches, ...)`, at the patches of its tokens what the model's interpolation gives these."""
-    here, there = (
-        patch_numbers(layout, rows.device)[grids_on(layout, rows.device)[1]] for layout in (before, after)
-    )
+    here, there = (patch_numbers(layout, rows.device)[grids_on(layout, rows.device)[1]] for layout in (before, after))
     values = _interpolated(rows[here].unsqueeze(0), *there.shape)
     return rows.index_copy(0, there.flatten(), values.flatten(0, 2))
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import torch
+
 from vtprune.adapters.base import Adapter, register_adapter
+from vtprune.adapters.indexed_attention import causal
 
 
 @register_adapter
@@ -15,3 +18,7 @@ class MiniMaxM3Adapter(Adapter):
 
     model_types = ("minimax_m3_vl",)
     slot_positions = True
+
+    def ahead_mask(self, hidden: torch.Tensor, present: torch.Tensor | None = None) -> torch.Tensor:
+        """Causality among the present tokens; without a mask its sparse layers would make one that knows no padding."""
+        return causal(hidden, hidden.shape[1], present)

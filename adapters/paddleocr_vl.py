@@ -24,8 +24,6 @@ class PaddleOCRVLAdapter(Adapter):
         """Patches in raster order."""
         return replace(super().vision, blocks=False)
 
-    def pictures(
-        self, pixels: torch.Tensor, layouts: Sequence[ImageLayout], inputs: Mapping[str, Any]
-    ) -> torch.Tensor:
+    def pictures(self, pixels: torch.Tensor, layouts: Sequence[ImageLayout], inputs: Mapping[str, Any]) -> torch.Tensor:
         """A row of pixels for each patch, which come as `(patches, channels, side, side)`."""
         return pixels.flatten(1)

@@ -30,7 +30,7 @@ class PerceptionLMAdapter(Adapter):
         return "run" if inputs["pixel_values"].shape[0] == 1 else "feature"
 
     def layouts(self, kind: str, counts: Sequence[int], inputs: Mapping[str, Any]) -> list[ImageLayout]:
-        """An entry for each item, `(items, tiles, channels, height, width)`; for each tile or frame where only runs tell."""
+        """An entry for each item, `(items, tiles, channels, height, width)`; for each tile where only runs tell."""
         items, tiles = inputs["pixel_values"].shape[:2]
         views = [square_layout(count) for count in counts]
         if self.borders_of(kind, inputs) == "run":

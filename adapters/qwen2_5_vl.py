@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -16,7 +16,7 @@ from vtprune.layout import ImageLayout
 class Qwen2_5VLAdapter(Adapter):
     """The order of the windows holds from the first layer to the merger, in layers with full attention too."""
 
-    model_types = ("qwen2_5_vl", "exaone4_5", "hyperclovax_vision_v2")
+    model_types: ClassVar[tuple[str, ...]] = ("qwen2_5_vl", "exaone4_5", "hyperclovax_vision_v2")
 
     def cells(self, rows: torch.Tensor, layouts: Sequence[ImageLayout], inputs: Mapping[str, Any]) -> torch.Tensor:
         """The mean over each square, brought back from the order of the windows."""

@@ -148,9 +148,9 @@ def run_command(
 @app.command("check")
 def check_command(
     model: ModelOption = "embedded",
-    tolerance: Annotated[float, typer.Option(min=0, help="Largest difference of logits; half precision needs more.")] = (
-        1e-3
-    ),
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Largest difference of logits; half precision needs more.")
+    ] = (1e-3),
     device: DeviceOption = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto (that of the weights).")] = "float32",
     as_json: JsonOption = False,

@@ -72,8 +72,8 @@ def models_page(records: dict[str, Any]) -> str:
 
 
 def _passes(record: dict[str, Any], environment: str) -> bool:
-    runs = record["environments"].get(environment, {}).get("runs")
-    return bool(runs) and not any("failed" in run for run in runs.values())
+    runs = record["environments"].get(environment, {}).get("runs", {})
+    return any("error" in run for run in runs.values()) and not any("failed" in run for run in runs.values())
 
 
 def _environments(records: dict[str, Any]) -> str:
@@ -129,11 +129,13 @@ def _outcome(record: dict[str, Any], environment: str) -> str:
     if "refused" in here:
         return f"refused: {here['refused']}"
     runs = here["runs"]
-    failed = {label.partition(",")[0] for label, run in runs.items() if "failed" in run}
-    passed = [label for label in dict.fromkeys(label.partition(",")[0] for label in runs) if label not in failed]
-    exact = [run["error"] for label, run in runs.items() if "error" in run and "bf16" not in label]
-    text = ", ".join(passed) + (f" ({max(exact):.0e})" if passed and exact else "")
-    return text + (f"; not {', '.join(sorted(failed))}" if failed else "")
+    passed = [label for label, run in runs.items() if "error" in run]
+    exact = [runs[label]["error"] for label in passed if "bf16" not in label]
+    text = ", ".join(passed) + (f" ({max(exact):.0e})" if exact else "")
+    for word, meaning in (("failed", "fails"), ("unsupported", "stock model cannot")):
+        labels = [label for label, run in runs.items() if word in run]
+        text += f"; {meaning}: {', '.join(labels)}" if labels else ""
+    return text.removeprefix("; ")
 
 
 def _refused_table(records: dict[str, Any]) -> str:

@@ -63,7 +63,7 @@ def test_bad_arguments_change_nothing(llava: Any, arguments: dict[str, Any], err
 def test_unsupported_models_are_refused(llava: Any) -> None:
     with pytest.raises(TypeError, match="Linear"):
         vtprune.wrap(torch.nn.Linear(2, 2), "divprune", budget=9)
-    with pytest.raises(ValueError, match=r"LlamaForCausalLM has no get_image_features"):
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM is a text model"):
         vtprune.wrap(LlamaForCausalLM(tiny.text_config()), "divprune", budget=9)
     with pytest.raises(ValueError, match="clip_vision_model"):
         vtprune.wrap(CLIPVisionModel(tiny.vision_config()), "divprune", budget=9)

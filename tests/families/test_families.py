@@ -265,7 +265,7 @@ def test_frames_of_a_video_are_its_views(name: str) -> None:
         pytest.skip(reason)
     call: Any = model(name, scale=1.0)
     adapter = find_adapter(call)
-    height, width = getattr(module, "PLAIN_SIZE", (96, 96))
+    height, width = getattr(module, "PLAIN_VIDEO_SIZE", getattr(module, "PLAIN_SIZE", (96, 96)))
     frames = [Image.new("RGB", (width, height), (128, 128, 128)) for _ in range(FRAMES)]
 
     def entering(number: int, box: tuple[int, int, int, int]) -> tuple[torch.Tensor, Any]:

@@ -15,7 +15,10 @@ from transformers import (
 from zoo.common import END, IMAGE, MORE, START, VIDEO, Inputs
 from zoo.gemma4 import SIZES, image_prompts, sizes, text_changes, video_prompts
 
-__all__ = ["SIZES", "config", "inputs", "video_inputs"]
+__all__ = ["PLAIN_SIZE", "SIZES", "config", "inputs", "video_inputs"]
+
+PLAIN_SIZE = (128, 128)
+"""Is not resized: the norm of a square of one colour, which has no variance, would blow up any ringing."""
 
 
 def config() -> Gemma4UnifiedConfig:

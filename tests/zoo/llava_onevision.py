@@ -23,6 +23,7 @@ from zoo.llava_next import view_boxes
 __all__ = ["PLAIN_SIZE", "SIZES", "config", "count", "inputs", "video_inputs", "view_boxes"]
 
 PLAIN_SIZE = (32, 64)
+UNEQUAL_FRAMES = "frames are interpolated, and tokens at their borders overlap"
 SIZES = [(48, 64), (80, 40), (56, 56)]
 
 

@@ -17,6 +17,7 @@ from transformers import (
 
 from zoo.common import END, IMAGE, MORE, START, VIDEO, Inputs, prompts, text_sizes, vision_sizes
 
+UNEQUAL_FRAMES = "attention of the tower runs over all frames of a video"
 SIZES = [(64, 96), (96, 48), (80, 80)]
 TOPK = 64
 
@@ -69,7 +70,7 @@ def video_inputs(
     seed: int = 0,
     left: bool = True,
 ) -> Inputs:
-    """Everything that forward and generate take, of videos: of each one segment, for each is pruned as a video of its own."""
+    """Everything that forward and generate take, of videos: of each one segment, which is pruned as a video."""
     videos = [np.stack([np.asarray(frame) for frame in video]) for row in rows for video in row]
     if not videos:
         return prompts([[] for _ in rows], seed=seed, left=left)

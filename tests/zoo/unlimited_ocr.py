@@ -39,6 +39,7 @@ def config() -> UnlimitedOcrConfig:
                 downsample_channels=[24, 32],
                 window_size=7,
                 global_attn_indexes=[1],
+                num_hidden_layers=2,
                 initializer_range=0.02,
             ),
             "encoder_config": vision_sizes(),

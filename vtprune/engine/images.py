@@ -85,6 +85,11 @@ def assign_images(
             "pass input_ids, not inputs_embeds alone: the marks between the views of an image, or between images and "
             "videos, tell which placeholders belong together"
         )
+    if len({tokens[record.kind] for record in records}) < len(records):
+        raise ValueError(
+            "images and videos of this model fill the same placeholder token, so that a prompt with both does not tell "
+            "which is which; put them into separate prompts"
+        )
     lines = (visual if ids is None else ids).tolist()
     marks = visual.tolist()
     total = sum(layout.tokens for record in records for layout in record.layouts)

@@ -353,7 +353,9 @@ class Run:
         embeddings = self._position_embeddings(layer, tokens, hidden, kwargs, past)
         arguments = {
             **kwargs,
-            "attention_mask": adapter.ahead_mask(adapter.plane(hidden)),
+            "attention_mask": adapter.ahead_mask(
+                adapter.plane(hidden), None if tokens is None else self._present(tokens)
+            ),
             "position_embeddings": embeddings if rotated else adapter.without_rotation(embeddings),
             "position_ids": self._position_ids(layer, tokens, hidden, kwargs, past),
         }

@@ -32,6 +32,6 @@ def closed_positions(positions: torch.Tensor, left: torch.Tensor) -> torch.Tenso
     group = starts.cumsum(1) - 1
     used = torch.zeros_like(group).scatter_reduce(1, group, left.repeat(1, numbers).gather(1, order).long(), "amax")
     gone = starts & (used.gather(1, group) == 0)
-    moved = values - gone.cumsum(1)
+    moved = values - gone.cumsum(1).to(values.dtype)
     closed = torch.empty_like(flat).scatter(1, order, moved)
     return closed.view(batch, numbers, length).transpose(0, 1)
