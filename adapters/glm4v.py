@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import ClassVar
 
 from vtprune.adapters.base import Adapter, Placeholder, register_adapter
 
@@ -11,7 +12,7 @@ from vtprune.adapters.base import Adapter, Placeholder, register_adapter
 class Glm4vAdapter(Adapter):
     """`Glm4vForConditionalGeneration`, its mixture-of-experts sibling, GLM-4.6V and GLM-OCR."""
 
-    model_types = ("glm4v", "glm4v_moe", "glm46v", "glmga", "glm_ocr")
+    model_types: ClassVar[tuple[str, ...]] = ("glm4v", "glm4v_moe", "glm46v", "glmga", "glm_ocr")
 
     @cached_property
     def placeholders(self) -> tuple[Placeholder, ...]:

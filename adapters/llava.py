@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ from vtprune.pruner import Signal
 class LlavaAdapter(Adapter):
     """`LlavaForConditionalGeneration` with a CLIP-like or SigLIP-like tower; VipLLaVA with several of its layers."""
 
-    model_types = ("llava", "vipllava")
+    model_types: ClassVar[tuple[str, ...]] = ("llava", "vipllava")
 
     @cached_property
     def vision(self) -> Vision:

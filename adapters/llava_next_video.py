@@ -40,7 +40,8 @@ class LlavaNextVideoAdapter(LlavaNextAdapter):
         # The pooling layer leaves out what fills no square.
         grid = rows.view(-1, height, width, *rows.shape[1:])[:, : height // stride * stride, : width // stride * stride]
         squares = grid.unflatten(2, (-1, stride)).unflatten(1, (-1, stride))
-        return squares.mean(dim=(2, 4)).flatten(0, 2)
+        patches: torch.Tensor = squares.mean(dim=(2, 4)).flatten(0, 2)
+        return patches
 
     def view_rows(self, layout: ImageLayout, inputs: Mapping[str, Any]) -> int:
         """Frames have more rows than tokens."""

@@ -38,10 +38,23 @@ class LlavaOnevisionAdapter(Adapter):
     def layouts(self, kind: str, counts: Sequence[int], inputs: Mapping[str, Any]) -> list[ImageLayout]:
         """Views and unpadding follow from original sizes; pictures that share a prompt have one view each."""
         if kind == "video":
-            videos, frames = inputs[_FRAMES].shape[:2]
-            return [pooled_layout(int(frames), math.ceil(self._side / 2))] * int(videos)
+            videos, frames = (int(size) for size in inputs[_FRAMES].shape[:2])
+            layout = pooled_layout(frames, math.ceil(self._side / 2))
+            # Releases up to 5.17 put the newline token in after the features are made.
+            plain = sum(counts) == videos * (layout.tokens - 1)
+            return [without_newline(layout) if plain else layout] * videos
         limit = self._limit(inputs)
         return [interpolated_layout(layout, self._side, limit) for layout in self._canvases(inputs)]
+
+    def filled_in(
+        self, kind: str, layouts: Sequence[ImageLayout], arguments: Mapping[str, Any]
+    ) -> Sequence[ImageLayout]:
+        """Videos end with a newline token, which may not have been among the features."""
+        if kind != "video":
+            return layouts
+        return [
+            layout if layout.has_separators else pooled_layout(layout.views, layout.view_shape[0]) for layout in layouts
+        ]
 
     def cells(self, rows: torch.Tensor, layouts: Sequence[ImageLayout], inputs: Mapping[str, Any]) -> torch.Tensor:
         """Interpolates as the model does: frames of videos, and canvases that are too large."""
@@ -99,6 +112,11 @@ def single_layout(side: int) -> ImageLayout:
 def pooled_layout(frames: int, side: int) -> ImageLayout:
     """A view for each frame, of `side x side` tokens, and one newline token at the end."""
     return _closed((Segment(side, side),) * frames, side * side, frames)
+
+
+def without_newline(layout: ImageLayout) -> ImageLayout:
+    """The same without its last token."""
+    return replace(layout, segments=layout.segments[:-1], patches=layout.patches[:-1])
 
 
 @lru_cache(maxsize=1024)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-
-from vtprune.adapters.base import Adapter, register_adapter
-from vtprune.adapters.indexed_attention import causal
+from vtprune.adapters.base import register_adapter
+from vtprune.adapters.indexed_attention import IndexedAttentionAdapter
 
 
 @register_adapter
-class MiniMaxM3Adapter(Adapter):
+class MiniMaxM3Adapter(IndexedAttentionAdapter):
     """`MiniMaxM3SparseForConditionalGeneration`.
 
     Of a video that the processor cuts into segments each segment is a video: the model is not told which belong
@@ -18,7 +16,3 @@ class MiniMaxM3Adapter(Adapter):
 
     model_types = ("minimax_m3_vl",)
     slot_positions = True
-
-    def ahead_mask(self, hidden: torch.Tensor, present: torch.Tensor | None = None) -> torch.Tensor:
-        """Causality among the present tokens; without a mask its sparse layers would make one that knows no padding."""
-        return causal(hidden, hidden.shape[1], present)

@@ -9,7 +9,6 @@ from typing import Any
 from vtprune.adapters.base import Adapter, Placeholder, Vision, register_adapter
 from vtprune.adapters.towers import find_layers
 from vtprune.layout import ImageLayout, grid_layout, video_layout
-from vtprune.pruner import Signal
 
 
 @register_adapter
@@ -59,9 +58,3 @@ class NemotronOmniAdapter(Adapter):
         cell = int(model.vision_model.patch_size) * side
         height, width = (int(length) // cell for length in inputs["pixel_values_videos"].shape[-2:])
         return [video_layout(count // (height * width), height, width) for count in counts]
-
-    @cached_property
-    def missing(self) -> dict[Signal, str]:
-        """Class tokens of several packed pictures are not told apart."""
-        reason = f"{type(self.model).__name__} packs pictures into one row, whose class tokens are not told apart"
-        return super().missing | {Signal.ENCODER_CLS: reason}

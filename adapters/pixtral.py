@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -20,7 +20,7 @@ class PixtralAdapter(Adapter):
     Marks between the lines of a picture are text of the prompt, not visual tokens.
     """
 
-    model_types = ("mistral3", "lighton_ocr")
+    model_types: ClassVar[tuple[str, ...]] = ("mistral3", "lighton_ocr")
 
     @cached_property
     def vision(self) -> Vision:

@@ -12,7 +12,6 @@ from vtprune.adapters.base import Adapter, Vision, register_adapter
 from vtprune.adapters.step3p7 import crops_first
 from vtprune.adapters.towers import find_layers
 from vtprune.layout import ImageLayout, Segment
-from vtprune.pruner import Signal
 
 _KIND = "reference_sliding_attention"
 
@@ -50,12 +49,6 @@ class UnlimitedOcrAdapter(Adapter):
     def cells(self, rows: torch.Tensor, layouts: Sequence[ImageLayout], inputs: Mapping[str, Any]) -> torch.Tensor:
         """The tower sees whole pictures first."""
         return crops_first(rows, layouts, 1)
-
-    @cached_property
-    def missing(self) -> dict[Signal, str]:
-        """Class tokens of two runs of the tower."""
-        reason = f"{type(self.model).__name__} runs its tower twice, for whole pictures and for tiles of another size"
-        return super().missing | {Signal.ENCODER_CLS: reason}
 
     def window(self, layer: int) -> int | None:
         """None over the prompt; `causal_mask` sees to generated tokens."""

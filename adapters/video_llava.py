@@ -29,7 +29,8 @@ class VideoLlavaAdapter(Adapter):
         """A plain grid; of videos one for each frame, behind its CLS token."""
         config: Any = self.model.config
         patch = int(config.vision_config.patch_size)
-        pixels = inputs["pixel_values" if kind == "image" else "pixel_values_videos"]
+        # Releases differ in what comes behind this.
+        pixels = next(value for name, value in inputs.items() if name.startswith("pixel_values"))
         height, width = (int(side) // patch for side in pixels.shape[-2:])
         if kind == "image":
             return [grid_layout(height, width)] * len(counts)

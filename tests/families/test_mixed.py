@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +19,8 @@ from vtprune.context import Context
 from vtprune.pruner import Reduction, Signal
 
 Visual = Image.Image | list[Image.Image]
+PACKED = ("cosmos3_edge", "exaone4_5", "kimi_k25", "qwen2_vl", "qwen2_5_vl", "qwen2_5_omni_thinker", "video_llama_3")
+"""One type of each way in which towers pack the patches of frames into one sequence."""
 
 
 @pytest.fixture(autouse=True)
@@ -29,17 +32,17 @@ def _skip_refused(request: pytest.FixtureRequest) -> None:
 
 def mixed_inputs(module: ModuleType, call: Any, rows: list[list[Visual]]) -> common.Inputs:
     """Prompts with pictures and videos in any order."""
-    pictures = [part for row in rows for part in row if isinstance(part, Image.Image)]
-    videos = [part for row in rows for part in row if not isinstance(part, Image.Image)]
+    pictures = [[part for part in row if isinstance(part, Image.Image)] for row in rows]
+    videos = [[part for part in row if not isinstance(part, Image.Image)] for row in rows]
     made = common.prompts([[block(module, call, part) for part in row] for row in rows])
     tokens = made["input_ids"]
-    for given in (module.inputs(call, [pictures]), module.video_inputs(call, [videos])):
+    for given in (module.inputs(call, pictures), module.video_inputs(call, videos)):
         prompt = given["input_ids"].shape
         made |= {name: value for name, value in given.items() if getattr(value, "shape", None) != prompt}
         if "mm_token_type_ids" in given:
             made["mm_token_type_ids"] = (tokens == common.IMAGE).long() + 2 * (tokens == common.VIDEO).long()
     made = module.with_types(made) if hasattr(module, "with_types") else made
-    if videos and pictures:
+    if any(videos) and any(pictures):
         skip_where_the_stock_model_cannot(call, made, module)
     return made
 
@@ -122,49 +125,50 @@ def test_the_report_has_pictures_and_videos_in_prompt_order(name: str) -> None:
         assert stage.kept[number].tolist() == sorted(torch.cat(left).tolist())
 
 
-@pytest.mark.parametrize("name", [name for name in VIDEO_TYPES if name == "kimi_k25"])
+@pytest.mark.parametrize("name", [name for name in VIDEO_TYPES if name in PACKED])
 @torch.no_grad()
-def test_chunks_of_a_video_follow_its_frames(name: str) -> None:
-    """A change in one cell of all frames of a chunk changes the token of that place in that chunk most."""
+def test_tokens_and_keys_of_a_video_lie_in_its_views(name: str) -> None:
+    """A change in one cell of all frames of a view changes token and encoder keys of that place in that view most."""
     module = common.load(name)
     call: Any = model(name, scale=1.0)
     height, width = getattr(module, "PLAIN_SIZE", (96, 96))
     video = common.video(8, height, width)
-    before, places, shapes = entering(call, module, video)
+    before, places, shapes = seen_of(call, module, video)
     frames = len(video) // len(shapes)
     for view, (lines, columns) in enumerate(shapes):
         line, column = view % lines, columns - 1 - view % columns
         changed = [frame.copy() for frame in video]
         for frame in changed[view * frames : (view + 1) * frames]:
             frame.paste((255, 40, 0), cell((0.0, 0.0, 1.0, 1.0), (lines, columns), (line, column), (height, width)))
-        after, _, _ = entering(call, module, changed)
-        best = int((after - before).norm(dim=-1).argmax())
-        assert places[best].tolist() == [view, line, column]
+        after, _, _ = seen_of(call, module, changed)
+        for one, other in zip(before, after, strict=True):
+            best = int((other - one).norm(dim=-1).argmax())
+            assert places[best].tolist() == [view, line, column]
 
 
-def entering(
+def seen_of(
     call: Any, module: ModuleType, frames: list[Image.Image]
-) -> tuple[torch.Tensor, torch.Tensor, list[tuple[int, int]]]:
-    """What the decoder is given for the tokens of one video, their places, and the shape of each view."""
+) -> tuple[list[torch.Tensor], torch.Tensor, list[tuple[int, int]]]:
+    """What the decoder is given for the tokens of one video, and their encoder keys; places; the shape of each view."""
     inputs = module.video_inputs(call, [[frames]])
     adapter = find_adapter(call)
     seen: list[torch.Tensor] = []
     handle = adapter.decoder.register_forward_pre_hook(
         lambda _module, _args, kwargs: seen.append(adapter.entering(kwargs)), with_kwargs=True
     )
+    SEEN.clear()
     try:
-        with vtprune.pruning(call, ScatteredPruner(), 1.0):
+        with vtprune.pruning(call, Looking(), 1):
             call(**inputs)
             layouts = vtprune.report(call).layouts[0]
     finally:
         handle.remove()
-    places, views = [], 0
-    for layout in layouts:
-        places.append(layout.places + torch.tensor([views, 0, 0]))
-        views += layout.views
-    visual = visual_tokens(adapter, inputs["input_ids"])
-    shapes = [shape for layout in layouts for shape in layout.view_shapes]
-    return seen[0][0, visual[0]].float(), torch.cat(places), shapes
+    tokens = seen[0][0, visual_tokens(adapter, inputs["input_ids"])[0]].float()
+    keys = torch.cat([keys.transpose(1, 2).flatten(2).flatten(0, 1) for keys, _, _ in SEEN])
+    # Entries of one video that count as videos stand one after another.
+    firsts = accumulate((layout.views for layout in layouts), initial=0)
+    places = [layout.places + torch.tensor([first, 0, 0]) for layout, first in zip(layouts, firsts, strict=False)]
+    return [tokens, keys], torch.cat(places), [shape for layout in layouts for shape in layout.view_shapes]
 
 
 @pytest.mark.parametrize("name", [name for name in VIDEO_TYPES if name == "video_llama_3"])
@@ -189,7 +193,7 @@ def test_dropped_tokens_of_a_video_are_no_tokens(name: str) -> None:
     assert kept == mask.nonzero().flatten().tolist()
     # Keys and attention of each token that is left, out of those of all patches.
     for keys, attention, layout in SEEN:
-        assert keys.shape[1] == attention.shape[0] == layout.tokens
+        assert keys.shape[2] == attention.shape[1] == layout.tokens
     for positions in ("keep", "pack"):
         assert oracle_error(call, inputs, (0, 2), positions) < 1e-4
 
@@ -201,7 +205,7 @@ class Looking(ScatteredPruner):
     signals = frozenset({Signal.ENCODER_ATTENTION, Signal.ENCODER_KEYS})
 
     def reduce(self, context: Context, keep: int) -> Reduction:
-        SEEN.append((context.encoder_keys[0], context.encoder_attention[0].sum(0), context.layout))
+        SEEN.append((context.encoder_keys, context.encoder_attention.mean(1), context.layout))
         return super().reduce(context, keep)
 
 
@@ -225,8 +229,12 @@ def test_encoder_signals_of_frames(name: str) -> None:
     # What a CLS token leaves to the patches differs, and so it does where frames share attention or overlap in tokens.
     alike = not find_adapter(call).vision.has_cls and not hasattr(module, "UNEQUAL_FRAMES")
     for _, attention, layout in video if alike else ():
-        sums = torch.stack([attention[frame].sum() for frame in layout.view_tokens])
-        torch.testing.assert_close(sums, sums[:1].expand_as(sums), rtol=1e-3, atol=1e-4)
+        sums = torch.stack([attention[:, frame].sum(1) for frame in layout.view_tokens])
+        expected = sums[:1]
+        if name in PACKED:
+            # The mean over the patches of each token, of what adds up to one over all patches.
+            expected = expected.new_tensor(layout.patches_per_view / int(inputs["video_grid_thw"][0, 1:].prod()))
+        torch.testing.assert_close(sums, expected.expand_as(sums), rtol=1e-3, atol=1e-4)
     SEEN.clear()
     with vtprune.pruning(call, Looking(), 5):
         call(**module.inputs(call, [rows[0][:1]]))

@@ -10,13 +10,17 @@ from vtprune.adapters import find_adapter
 
 ENCODER_DECODER = r"is an encoder-decoder: its decoder attends to the encoder's output"
 CROSS_ATTENTION = r"shows images to its decoder by cross-attention \([\w.]*{}\)"
+OWN_GENERATE = r"encodes pictures inside its own generate and hands embeddings to the generate of its language model"
 
 REASONS = {
     "blip": CROSS_ATTENTION.format("crossattention"),
+    "blip-2": OWN_GENERATE,
     "diffusion_gemma": r"denoises text with a second one, which attends to the first one's keys",
     "florence2": ENCODER_DECODER,
     "git": r"puts image features into the sequence inside its forward, without placeholders",
     "idefics": CROSS_ATTENTION.format("cross_attn"),
+    "instructblip": OWN_GENERATE,
+    "instructblipvideo": OWN_GENERATE,
     "kosmos-2": r"has no placeholder token: the argument image_embeds_position_mask says where",
     "kosmos-2.5": r"has no placeholder token: the argument image_embeds_position_mask says where",
     "mistral4": r"is a text model: it takes no images",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import torch
@@ -47,5 +48,7 @@ def inputs(model: FuyuForCausalLM, rows: list[list[Image.Image]], *, seed: int =
             blocks[-1].append(([IMAGE] * width + [NEWLINE]) * height + [BOS])
     made = prompts(blocks, seed=seed, left=left)
     if patches:
-        made["pixel_values"] = torch.cat(patches)
+        # Releases differ in the name.
+        known = inspect.signature(model.forward).parameters
+        made["pixel_values" if "pixel_values" in known else "image_patches"] = torch.cat(patches)
     return made

@@ -19,6 +19,7 @@ from transformers import (
 from zoo.common import END, IMAGE, MORE, START, VIDEO, VOCAB, Inputs, prompts, text_sizes
 
 SIZES = [(48, 64), (80, 40), (56, 56)]
+PLAIN_SIZE = (80, 192)
 STAMP = range(20, 25)
 """Stands for the words of a frame's time."""
 

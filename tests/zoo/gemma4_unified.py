@@ -17,7 +17,7 @@ from zoo.gemma4 import SIZES, image_prompts, sizes, text_changes, video_prompts
 
 __all__ = ["PLAIN_SIZE", "SIZES", "config", "inputs", "video_inputs"]
 
-PLAIN_SIZE = (128, 128)
+PLAIN_SIZE = (80, 192)
 """Is not resized: the norm of a square of one colour, which has no variance, would blow up any ringing."""
 
 

@@ -15,6 +15,8 @@ from zoo.common import END, IMAGE, MORE, START, VIDEO, Inputs, prompts, text_siz
 
 SIZES = [(64, 96), (96, 48), (72, 80)]
 NO_FRAMES = "the tower averages the frames of a chunk of video, and each chunk counts as a video"
+NO_MIXED = None
+"""Pictures may stand beside videos all the same."""
 
 
 def config() -> Kimi_K25Config:

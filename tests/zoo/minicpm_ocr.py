@@ -14,6 +14,7 @@ __all__ = ["config", "inputs", "video_inputs", "view_boxes"]
 
 SIZES = [(60, 90), (100, 80), (125, 125)]
 PLAIN_SIZE = (128, 128)
+PLAIN_VIDEO_SIZE = (64, 64)
 SCALE = 2.0
 SLICING = {"scale_resolution": 64, "patch_size": 8, "max_slice_nums": 6}
 

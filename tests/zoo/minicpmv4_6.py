@@ -15,6 +15,7 @@ from zoo.common import END, IMAGE, MORE, START, TEXT, VIDEO, Inputs, prompts, te
 
 SIZES = [(60, 90), (150, 100), (190, 190)]
 PLAIN_SIZE = (192, 192)
+PLAIN_VIDEO_SIZE = (96, 96)
 SCALE = 1.8
 SLICE_START, SLICE_END, NEWLINE, NUMBER_START, NUMBER_END = range(MORE, MORE + 5)
 SLICING = {"scale_resolution": 96, "patch_size": 8, "max_slice_nums": 6}

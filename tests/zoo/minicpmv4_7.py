@@ -10,6 +10,7 @@ from zoo.common import END, IMAGE, START, VIDEO, Inputs, prompts
 
 SIZES = before.SIZES
 PLAIN_SIZE = before.PLAIN_SIZE
+PLAIN_VIDEO_SIZE = before.PLAIN_VIDEO_SIZE
 view_boxes = before.view_boxes
 SCALE = 2.0
 

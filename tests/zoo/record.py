@@ -150,7 +150,8 @@ def run(name: str, device: str) -> dict[str, Any]:
             except Exception as error:  # whatever it is, it is what this table tells of the type
                 record["runs"][key] = {"failed": _short(error)}
                 traceback.print_exc(limit=-4, file=sys.stdout)
-    if not any("failed" in done for done in record["runs"].values()):
+    done = record["runs"].values()
+    if any("error" in run for run in done) and not any("failed" in run for run in done):
         record["about"] = describe(name, model)
     return record
 

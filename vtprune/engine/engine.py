@@ -45,11 +45,6 @@ class _Prompt:
     kinds: frozenset[str]
     given: dict[str, Any]
 
-    @property
-    def has_images(self) -> bool:
-        """Whether the pass brings images or videos, as pixels or encoded."""
-        return bool(self.kinds)
-
 
 class _Local(threading.local):
     """The pass that this thread is in; several threads may run one wrapped model."""
@@ -263,6 +258,9 @@ class Engine:
         if local.open is not None:
             return encode(*args, **kwargs)  # videos encoded as images, by the method for images
         arguments = {**arguments, **arguments.pop("kwargs", {})}
+        if encode.__name__ == "get_video_features" and "pixel_values" in arguments:
+            # The name that the model's own forward gives them; releases differ in that of this method.
+            arguments["pixel_values_videos"] = arguments.pop("pixel_values")
         record = local.open = VisionRecord(self.adapter, kind, arguments)
         try:
             output = encode(*args, **kwargs)
@@ -334,15 +332,14 @@ class Engine:
             given,
         )
 
-    def _placeholders(self, prompt: _Prompt, kinds: Sequence[str]) -> torch.Tensor | None:
-        """Where the placeholders of some kinds of input stand in a prompt; `None` for a single new token."""
+    def _placeholders(self, prompt: _Prompt, kinds: Sequence[str]) -> torch.Tensor:
+        """Where the placeholders of some kinds of input stand in a prompt, `(batch, length)`."""
         tokens = [placeholder.token for placeholder in self.adapter.placeholders if placeholder.kind in kinds]
-        source = prompt.embeddings if prompt.ids is None else prompt.ids
-        if source is None or (not prompt.has_images and source.shape[1] == 1):
-            return None
         if prompt.ids is not None:
             found = [prompt.ids == token for token in tokens]
         else:
+            source = prompt.embeddings
+            assert source is not None
             model: Any = self.model
             embed = model.get_input_embeddings()
             numbers = [torch.full((), token, dtype=torch.long, device=source.device) for token in tokens]
@@ -415,7 +412,6 @@ class Engine:
                     "belong together"
                 )
             visual = self._placeholders(prompt, [record.kind])
-            assert visual is not None
             # Beam search repeats prompts.
             copies = max(1, int(visual.sum()) // sum(layout.tokens for layout in record.layouts))
             rows: list[list[int]] = prompt.ids[::copies].tolist()
@@ -443,15 +439,18 @@ class Engine:
         """Placeholders of the images that this pass brings; `None` where it brings none."""
         if records:
             return self._placeholders(prompt, [record.kind for record in records])
-        if prompt.has_images:
-            raise RuntimeError(f"{type(self.model).__name__} got images but its vision tower was not seen running")
+        source = prompt.embeddings if prompt.ids is None else prompt.ids
+        if source is None or source.shape[1] == 1:
+            return None
         stray = self._placeholders(prompt, [placeholder.kind for placeholder in self.adapter.placeholders])
-        if stray is not None and bool(stray.any()):
-            raise ValueError(
-                "the prompt holds image placeholder tokens but pixel_values is missing; pass everything the processor "
-                "returned, or remove the placeholders"
-            )
-        return None
+        if not bool(stray.any()):
+            return None
+        if prompt.kinds:
+            raise RuntimeError(f"{type(self.model).__name__} got images but its vision tower was not seen running")
+        raise ValueError(
+            "the prompt holds image placeholder tokens but pixel_values is missing; pass everything the processor "
+            "returned, or remove the placeholders"
+        )
 
     def _cached_state(self, cache: Any, has_images: bool) -> CacheState | None:
         state = state_of(cache)

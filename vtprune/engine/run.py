@@ -350,19 +350,23 @@ class Run:
         """
         adapter = self.engine.adapter
         past = self._state.at(layer)
+        before = self.cached_before(layer) if rotated else 0
+        if before and adapter.slot_positions:
+            raise ValueError(
+                f"{self.engine.pruner.name} looks at layer {layer} ahead of a stage, whose keys count from the start "
+                "of the cache; start from an empty cache or choose another method"
+            )
         embeddings = self._position_embeddings(layer, tokens, hidden, kwargs, past)
+        present = None if tokens is None else self._present(tokens)
         arguments = {
             **kwargs,
-            "attention_mask": adapter.ahead_mask(
-                adapter.plane(hidden), None if tokens is None else self._present(tokens)
-            ),
+            "attention_mask": adapter.ahead_mask(adapter.plane(hidden), present),
             "position_embeddings": embeddings if rotated else adapter.without_rotation(embeddings),
             "position_ids": self._position_ids(layer, tokens, hidden, kwargs, past),
         }
         if tokens is not None:
             arguments.update(gather_others(kwargs, tokens, self.length))
         states = self.peek.states(layer, self.engine.layers[layer], hidden, arguments)
-        before = self.cached_before(layer) if rotated else 0
         if before:
             cached = cache_in(kwargs).layers[layer].keys[:, :, :before]
             if cached.shape[1] != states.keys.shape[1] or cached.shape[-1] != states.keys.shape[-1]:
