@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
 
-from vtprune.adapters.base import Adapter, Borders, Vision, register_adapter
+from vtprune.adapters.base import Adapter, Vision, Word, register_adapter
 from vtprune.adapters.llava import chosen_layers
 from vtprune.adapters.towers import find_layers
 
@@ -16,7 +16,7 @@ class AyaVisionAdapter(Adapter):
     """`AyaVisionForConditionalGeneration`; only behind a picture's last view stands the mark that ends it."""
 
     model_types = ("aya_vision",)
-    borders: ClassVar[Borders] = "after"
+    borders: ClassVar[Word] = "after"
 
     @cached_property
     def vision(self) -> Vision:

@@ -31,7 +31,13 @@ from vtprune.layout import ImageLayout, Segment, grid_layout, video_layout
 from vtprune.pruner import Depths, Signal
 
 Grouping = Callable[[Sequence[int], Sequence[tuple[int, int]]], Sequence[int]]
-Borders = Literal["feature", "run", "first", "before", "after"] | Grouping
+Word = Literal["feature", "run", "first", "before", "after"]
+Borders = Word | Grouping
+"""What makes several entries of the image features one image: a word, or a function.
+
+The function is given a row's token ids and the first and last column of each entry's placeholders, and tells how many
+entries each image has.
+"""
 
 
 @dataclass(frozen=True)
@@ -104,14 +110,13 @@ class Adapter:
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
-    borders: ClassVar[Borders] = "feature"
+    borders: ClassVar[Word] = "feature"
     """Which entries of the image features make up one image of the prompt.
 
     `"feature"`: each is an image. `"run"`: those whose placeholders follow one another without text between.
     `"before"` and `"after"`: those up to one whose placeholders follow, or are followed by, the same token as the
     last ones of the prompt are (tiles of one image with marks between them). `"first"`: those from one on whose
-    placeholders follow the same token as the first ones of the prompt do. A function (`staticmethod`) is given a row's
-    token ids and the first and last column of each entry's placeholders, and tells how many entries each image has.
+    placeholders follow the same token as the first ones of the prompt do.
     """
 
     slot_positions: ClassVar[bool] = False
@@ -328,6 +333,7 @@ class Adapter:
                 ours, theirs = where[batch, query], where[batch, key]
                 if window is not None:
                     return ours - theirs < window
+                assert chunk is not None
                 return ours // chunk == theirs // chunk
 
             arguments["and_mask_function"] = near
@@ -374,8 +380,10 @@ class Adapter:
             ValueError: The tower or its settings are not understood.
         """
         tower = find_tower(self.base)
-        layers, attentions = find_layers(tower) if tower is not None else ((), ())
-        if not layers or len(attentions) != len(layers):
+        if tower is None:
+            return Vision()
+        layers, attentions = find_layers(tower)
+        if not layers:
             return Vision()
         merge, blocks = merge_side(self.model.config, tower)
         projector = find_projector(self.base) if merge == 1 else None
@@ -475,7 +483,7 @@ class Adapter:
         if side == 1:
             return rows
         if self.vision.blocks:
-            return rows.unflatten(0, (-1, side * side)).mean(dim=1)
+            return rows.view(-1, side * side, *rows.shape[1:]).mean(dim=1)
         found, start = [], 0
         for layout in layouts:
             height, width = layout.view_shape

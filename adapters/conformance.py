@@ -346,19 +346,21 @@ def _allowed(ready: Any, real: torch.Tensor, hidden: torch.Tensor) -> torch.Tens
 
 def _packed(adapter: Adapter, layer_positions: Any, decoder_positions: Any, present: torch.Tensor) -> torch.Tensor:
     """Positions in which the gaps of absent tokens are closed: each number that only they had moves the others up."""
-    positions = decoder_positions
+    positions: Any = decoder_positions
     if positions is None or positions.dim() == 2:
         positions = layer_positions if layer_positions is not None else positions
         if positions is None:
             positions = torch.arange(present.shape[1], device=present.device).unsqueeze(0)
-        return positions.to(present.device) - (~present).long().cumsum(1)
+        closed: torch.Tensor = positions.to(present.device) - (~present).long().cumsum(1)
+        return closed
     positions = adapter.rotary_positions(positions).clone()
     for row, here in enumerate(present):
         before = positions[:, row]
         gone = set(before.flatten().tolist()) - set(before[:, here].flatten().tolist())
         moved = [[value - sum(other < value for other in gone) for value in axis] for axis in before.tolist()]
         positions[:, row] = torch.tensor(moved, dtype=positions.dtype, device=positions.device)
-    return positions
+    found: torch.Tensor = positions
+    return found
 
 
 def _ready_mask(allowed: torch.Tensor, hidden: torch.Tensor, attention: str) -> Any:

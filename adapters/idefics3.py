@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from vtprune.adapters.base import Adapter, Borders, Vision, register_adapter
+from vtprune.adapters.base import Adapter, Vision, Word, register_adapter
 from vtprune.adapters.towers import find_layers
 from vtprune.layout import ImageLayout, grid_layout
 
@@ -21,7 +21,7 @@ class Idefics3Adapter(Adapter):
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("idefics3", "smolvlm")
-    borders: ClassVar[Borders] = "before"
+    borders: ClassVar[Word] = "before"
 
     @cached_property
     def vision(self) -> Vision:

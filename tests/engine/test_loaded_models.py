@@ -42,7 +42,8 @@ def check(model: PreTrainedModel, tolerance: float, dtype: torch.dtype = torch.f
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
 def test_half_precision(dtype: torch.dtype, tolerance: float) -> None:
-    check(tiny.tiny_llava().to(dtype), tolerance, dtype)
+    model: Any = tiny.tiny_llava()
+    check(model.to(dtype), tolerance, dtype)
 
 
 def test_layers_on_another_device(folder: Path, tmp_path: Path) -> None:

@@ -122,11 +122,12 @@ def together_and_alone(
     return inputs, alone
 
 
-def question_side(model: Any, method: str) -> Inputs:
+def question_side(model: Any, method: str) -> dict[str, Any]:
     """The arguments of `wrap` for methods that compare patches with the question; none for others."""
     import tiny
 
-    return tiny.question_side(method)
+    side: dict[str, Any] = tiny.question_side(method)
+    return side
 
 
 def prompts(rows: Sequence[Sequence[Sequence[int]]], *, seed: int = 0, left: bool = True) -> Inputs:

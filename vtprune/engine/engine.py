@@ -214,11 +214,11 @@ class Engine:
             hook = functools.partial(self._before_layer, number, names)
             self._add(layer.register_forward_pre_hook(_eager(hook), with_kwargs=True))
         behind = {self.adapter.attention_before(layer) for layer in self.stages_with(DECODER_STATES | UNROTATED)}
-        for number in behind | self.stages_with(NEXT):
-            attention = None if number is None else self.adapter.attention_module(number)
-            assert number is not None
+        for seen in behind | self.stages_with(NEXT):
+            assert seen is not None
+            attention = self.adapter.attention_module(seen)
             assert attention is not None
-            watcher = functools.partial(self._see_decoder_attention, number)
+            watcher = functools.partial(self._see_decoder_attention, seen)
             self._undo.append(watch(attention, watcher))
 
     def _attach_loss(self) -> None:

@@ -196,7 +196,8 @@ class Gather:
         if hidden.dim() == 3:
             return hidden.gather(1, self.index.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
         if hidden.shape[:2] == (self.before.batch, self.before.length):
-            return self.states(hidden.flatten(2)).unflatten(2, hidden.shape[2:])
+            gathered: torch.Tensor = self.states(hidden.flatten(2)).unflatten(2, hidden.shape[2:])
+            return gathered
         return torch.stack([self.states(stream) for stream in hidden])
 
 
