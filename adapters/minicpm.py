@@ -46,14 +46,11 @@ class MiniCPMAdapter(Adapter):
     def cells(self, rows: torch.Tensor, layouts: Sequence[ImageLayout], inputs: Mapping[str, Any]) -> torch.Tensor:
         """Squares of rows in each view, which are smaller behind the merger inside the tower."""
         side = math.isqrt(rows.shape[0] // sum(layout.total_patches for layout in layouts))
-        found, start = [], 0
-        for layout in layouts:
+        found = []
+        for layout, own in zip(layouts, rows.split([size.total_patches * side**2 for size in layouts]), strict=True):
             height, width = layout.view_shape
-            end = start + height * width * side * side
-            found.append(
-                rows[start:end].view(height, side, width, side, *rows.shape[1:]).mean(dim=(1, 3)).flatten(0, 1)
-            )
-            start = end
+            squares = own.view(height, side, width, side, *rows.shape[1:])
+            found.append(squares.mean(dim=(1, 3)).flatten(0, 1))
         return torch.cat(found)
 
     def pictures(

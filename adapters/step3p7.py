@@ -78,19 +78,18 @@ def crops_first(rows: torch.Tensor, layouts: Sequence[ImageLayout], side: int) -
         `(patches, ...)`: of each picture those of the crops, then those of the whole.
     """
     views = [layout.view_shapes for layout in layouts]
-    wholes = _pooled(rows, views[0][-1], len(views), side)
-    if not any(len(shapes) > 1 for shapes in views):
-        return wholes
-    crop = next(shapes[0] for shapes in views if len(shapes) > 1)
+    whole = views[0][-1]
+    crop = next((shapes[0] for shapes in views if len(shapes) > 1), whole)
     counts = [len(shapes) - 1 for shapes in views]
-    crops = _pooled(rows[wholes.shape[0] * side * side :], crop, sum(counts), side)
+    sizes = (len(views) * whole[0] * whole[1], sum(counts) * crop[0] * crop[1])
+    first, second = rows.split([size * side * side for size in sizes])
+    wholes, crops = _pooled(first, whole, len(views), side), _pooled(second, crop, sum(counts), side)
     size = crop[0] * crop[1]
     parts = zip(crops.split([count * size for count in counts]), wholes.chunk(len(views)), strict=True)
     return torch.cat([part for pair in parts for part in pair])
 
 
 def _pooled(rows: torch.Tensor, shape: tuple[int, int], views: int, side: int) -> torch.Tensor:
-    """Means over squares of the first rows, which are those of some views of one shape."""
+    """Means over squares of the rows of some views of one shape."""
     height, width = shape
-    own = rows[: views * height * width * side * side]
-    return own.view(views, height, side, width, side, *rows.shape[1:]).mean(dim=(2, 4)).flatten(0, 2)
+    return rows.view(views, height, side, width, side, *rows.shape[1:]).mean(dim=(2, 4)).flatten(0, 2)

@@ -152,13 +152,19 @@ def _refused_table(records: dict[str, Any]) -> str:
 def _limits(records: dict[str, Any]) -> str:
     rows = []
     for name, record in sorted(records["types"].items()):
+        if note := record.get("about", {}).get("note"):
+            rows.append((f"`{name}`", note, ""))
         found: dict[str, list[str]] = {}
         for environment, here in sorted(record["environments"].items()):
             for label, run in here.get("runs", {}).items():
                 for limit in run.get("limits", ()):
                     found.setdefault(limit, []).append(f"{environment} {label}")
         rows += [(f"`{name}`", limit, ", ".join(where)) for limit, where in found.items()]
-    return markdown_table(("model type", "what was checked instead", "where"), rows) + "\n" if rows else ""
+    return (
+        markdown_table(("model type", "what was checked instead, or what to know", "where"), rows) + "\n"
+        if rows
+        else ""
+    )
 
 
 def _missing_table(records: dict[str, Any]) -> str:

@@ -42,7 +42,7 @@ LOOSE = ImageLayout((Segment(4, 4),) * 3, tuple(range(48)), views=3, patches_per
 
 
 def context_for(pruner: Pruner, layout: ImageLayout, batch: int = 3) -> FakeContext:
-    return random_context(layout, batch, signals=pruner.signals)
+    return random_context(layout, batch, signals=pruner.signals | pruner.optional_signals)
 
 
 def by_view(layout: ImageLayout, kept: list[int]) -> list[list[int]]:

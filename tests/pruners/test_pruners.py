@@ -57,7 +57,7 @@ def budgets(pruner: Pruner, layout: ImageLayout) -> list[int]:
 
 
 def context_for(pruner: Pruner, layout: ImageLayout, batch: int = 3) -> FakeContext:
-    return random_context(layout, batch, signals=pruner.signals, layer=pruner.layers[0])
+    return random_context(layout, batch, signals=pruner.signals | pruner.optional_signals, layer=pruner.layers[0])
 
 
 def assert_sound(pruner: Pruner, context: FakeContext, keep: int, reduction: Reduction) -> None:
@@ -108,7 +108,9 @@ def test_indistinguishable_tokens_are_no_obstacle(name: str) -> None:
     pruner = make_pruner(name)
     context = context_for(pruner, SQUARE)
     same = {key: torch.zeros_like(tensor) for key, tensor in context.tensors.items()}
-    context = FakeContext(SQUARE, same, projector=context.projector, signals=pruner.signals, layer=context.layer)
+    context = FakeContext(
+        SQUARE, same, projector=context.projector, signals=pruner.signals | pruner.optional_signals, layer=context.layer
+    )
     for keep in budgets(pruner, SQUARE):
         assert_sound(pruner, context, keep, pruner.reduce(context, keep))
 
@@ -141,7 +143,7 @@ def test_only_query_aware_methods_look_at_the_prompt(name: str) -> None:
     keep = pruner.attainable(grid_layout(12, 12), 36)
     changed = False
     for stage, layer in enumerate(pruner.layers):
-        signals = pruner.stage_signals(stage)
+        signals = pruner.stage_signals(stage) | pruner.optional_signals
         context = random_context(grid_layout(12, 12), signals=signals, layer=layer)
         before = pruner.reduce(context, keep)
         other = random_context(grid_layout(12, 12))

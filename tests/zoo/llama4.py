@@ -60,6 +60,12 @@ def config() -> Llama4Config:
     )
 
 
+NOTE = (
+    "transformers 5.24 fails in every forward of this type by itself (it reads `image_outputs` off an output without "
+    "it); the model tested here has that attribute supplied"
+)
+
+
 def inputs(model: PreTrainedModel, rows: list[list[Image.Image]], *, seed: int = 0, left: bool = True) -> Inputs:
     """Return everything that forward and generate take."""
     sizes = model.config.vision_config

@@ -15,6 +15,8 @@ from transformers import (
 from zoo.common import END, IMAGE, MORE, START, VIDEO, Inputs, prompts, text_sizes
 
 SIZES = [(64, 96), (96, 48), (72, 80)]
+PLAIN_SIZE = (64, 96)
+PLAIN_VIDEO_SIZE = (96, 96)
 NO_MIXED = "pictures and videos fill the same placeholders, which the model refuses in one call"
 
 

@@ -9,7 +9,7 @@ from transformers.models.ovis2.image_processing_ovis2 import Ovis2ImageProcessor
 from vtprune.layout import ImageLayout
 from zoo.common import IMAGE, MORE, VOCAB, Inputs, prompts, text_sizes, vision_sizes
 
-SIZES = [(48, 64), (150, 48), (96, 96)]
+SIZES = [(48, 48), (150, 48), (96, 96)]
 BEGIN, GRID, COLUMN, ROW, FINISH = range(MORE, MORE + 5)
 TILE = 9
 

@@ -55,6 +55,8 @@ def describe(name: str, model: PreTrainedModel) -> dict[str, Any]:
         "methods": {},
     }
     module = common.load(name)
+    if hasattr(module, "NOTE"):
+        found["note"] = module.NOTE
     for method in METHODS:
         pruner = vtprune.make_pruner(method).fit(adapter.depths)
         lacking = [str(signal) for signal in sorted(pruner.signals) if signal in adapter.missing]

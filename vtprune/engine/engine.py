@@ -310,9 +310,13 @@ class Engine:
         local.records = []
         given = {**dict(zip(self._entry_arguments, args, strict=False)), **kwargs}
         for kind, encoded in (given.get("mm_encoder_outputs") or {}).items():
-            # The record rides on the output, or on nothing where hooks of others have copied that.
-            record = getattr(encoded, _RECORD, None) or local.ahead.get(kind)
-            if record is None or not self.adapter.feature_counts(encoded):
+            record = getattr(encoded, _RECORD, None)
+            counts = self.adapter.feature_counts(encoded)
+            if record is None and (ahead := local.ahead.get(kind)) is not None:
+                # Hooks of others (offloading) have copied the output that the record rode on.
+                expected = sum(layout.tokens for layout in ahead.layouts)
+                record = ahead if sum(counts) == expected else None
+            if record is None or not counts:
                 raise ValueError(
                     "image features were computed before the model was wrapped, or split for chunked prefill; compute "
                     "them with the wrapped model and leave prefill_chunk_size unset"
