@@ -491,6 +491,11 @@ class Adapter:
             squares = rows[start:end].view(layout.views, height, side, width, side, *rows.shape[1:])
             found.append(squares.mean(dim=(2, 4)).flatten(0, 2))
             start = end
+        if start != rows.shape[0]:
+            raise RuntimeError(
+                f"{type(self).__name__} expected {start} rows in the vision tower and saw {rows.shape[0]}; this is a "
+                "bug in the adapter or an unsupported setting of the model"
+            )
         return torch.cat(found)
 
     def pictures(

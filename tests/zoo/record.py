@@ -20,7 +20,6 @@ from typing import Any
 import torch
 import transformers
 from transformers import PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 import vtprune
 from vtprune.adapters import check_adapter, find_adapter
@@ -192,10 +191,9 @@ def main() -> None:
             f"{name}: {json.dumps(record.get('runs', record))[:200]} ({time.perf_counter() - start:.1f} s)", flush=True
         )
         _write(options.out, written)
-    if options.environment == "cpu" and not options.types:
-        every = set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
-        for name in sorted(every - written["types"].keys()):
-            written["types"][name] = {"environments": {"cpu": {"refused": NOT_BUILT[name]}}}
+    if options.environment == "cpu":
+        for name, reason in NOT_BUILT.items():
+            written["types"].setdefault(name, {"environments": {"cpu": {"refused": reason}}})
         _write(options.out, written)
 
 
