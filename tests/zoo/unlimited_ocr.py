@@ -48,8 +48,8 @@ def config() -> UnlimitedOcrConfig:
 
 
 NOTE = (
-    "beyond its window the stock model looks padding up at the wrong place once the window moves, so that padded rows of "
-    "a batch differ from rows alone there; so they do when pruned"
+    "beyond its window the stock model looks padding up at the wrong place once the window moves, so that padded rows "
+    "of a batch differ from rows alone there; so they do when pruned"
 )
 
 
