@@ -1,4 +1,4 @@
-"""The method that CONTRIBUTING.md writes out works as it stands there."""
+"""The method and the family that CONTRIBUTING.md writes out work as they stand there."""
 
 from __future__ import annotations
 
@@ -70,3 +70,24 @@ def test_documents_would_show_it(name: str) -> None:
     page = methods_page()
     assert f"### {name}" in page
     assert "Of the norm that distance is measured in, above 0." in page
+
+
+def test_the_family_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from zoo import common
+
+    from vtprune.adapters import base, check_adapter, find_adapter
+
+    text = TEXT.split("<!-- begin: family -->\n```python\n")[1].split("```\n<!-- end: family -->")[0]
+    monkeypatch.setattr(base, "_ADAPTERS", dict(base._ADAPTERS))
+    names: dict[str, Any] = {"__name__": "example_family"}
+    exec(compile(text, "example_family", "exec"), names)
+    cls = names["PaliGemmaLikeAdapter"]
+    base._ADAPTERS["paligemma"] = cls
+    model = common.build("paligemma")
+    assert type(find_adapter(model)) is cls
+    module = common.load("paligemma")
+    rows = [[common.picture(height, width)] for height, width in module.SIZES]
+    inputs, alone = common.together_and_alone(module, model, rows)
+    check_adapter(model, inputs=inputs, alone=alone, suppress_tokens=common.MARKS)
+    with pytest.raises(ValueError, match="out of reach"):
+        vtprune.wrap(model, "fastv", vtprune.Budget(average=2))

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import pytest
+import transformers
 
-from vtprune.docs import METHODS, README, kinds_table, pruner_table, replace_block, sweep_page, sweep_table
+from vtprune.docs import (
+    METHODS,
+    MODELS,
+    README,
+    kinds_table,
+    pruner_table,
+    replace_block,
+    sweep_page,
+    sweep_table,
+)
+from vtprune.docs import RECORDS as MODEL_RECORDS
 from vtprune.method_docs import methods_page, option_text, presets_table, published
+from vtprune.model_docs import family_list, models_page, supported
 from vtprune.registry import list_pruners, pruner_classes
 
 
@@ -81,6 +94,44 @@ def test_the_written_pages_are_those_of_the_registry() -> None:
     assert METHODS.read_text(encoding="utf-8") == methods_page(), "run python -m vtprune.docs"
     readme = README.read_text(encoding="utf-8")
     assert replace_block(readme, "pruners", pruner_table()) == readme, "run python -m vtprune.docs"
+
+
+def test_the_page_of_models_is_that_of_the_records() -> None:
+    records = json.loads(MODEL_RECORDS.read_text(encoding="utf-8"))
+    assert MODELS.read_text(encoding="utf-8") == models_page(records), "run python -m vtprune.docs"
+    readme = README.read_text(encoding="utf-8")
+    assert replace_block(readme, "models", family_list(records)) == readme, "run python -m vtprune.docs"
+
+
+def test_the_records_cover_every_model_type() -> None:
+    """Each image-text-to-text type of the recorded release is there; what passes has a tiny model that tests run."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    from zoo import common
+
+    records = json.loads(MODEL_RECORDS.read_text(encoding="utf-8"))
+    if records["environments"]["cpu"]["transformers"] == transformers.__version__:
+        assert set(records["types"]) == set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+    passing = supported(records)
+    assert len(passing) >= 60
+    known = {name for name in common.model_types() if hasattr(common.load(name), "inputs")}
+    assert set(passing) & set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES) <= known
+    for name, record in records["types"].items():
+        here = record["environments"]["cpu"]
+        assert name in passing or here.get("refused"), name
+
+
+def test_a_failed_run_is_no_support() -> None:
+    about = {"class": "A", "adapter": "generic", "kinds": ["image"], "merge": 1, "cls": False, "recurrent": False}
+    about |= {"windows": False, "experts": False, "last_stage": False, "missing": {}, "methods": {"fastv": "runs"}}
+    runs = {"sdpa": {"error": 1e-6, "limits": []}, "eager": {"failed": "AssertionError: off by 3"}}
+    environment = {"transformers": "5", "torch": "2", "device": "cpu"}
+    types: dict[str, Any] = {"a": {"about": about, "environments": {"cpu": {"runs": runs}}}}
+    records = {"environments": {"cpu": environment}, "types": types}
+    assert supported(records) == []
+    assert "| `a` | eager: AssertionError: off by 3 |" in models_page(records)
+    runs["eager"] = {"error": 2e-6, "limits": []}
+    assert supported(records) == ["a"]
+    assert "| `a` | generic | images | received | plain | - | sdpa, eager (2e-06) |" in models_page(records)
 
 
 def test_every_published_figure_names_a_method_and_its_source() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate
@@ -146,9 +147,9 @@ class ImageLayout:
             ((3, 7),)
         """
         inside: list[list[int]] = [[] for _ in range(self.views)]
-        patches = torch.tensor(self.patches)
-        for patch, view in zip(self.patches, self._view_of(patches).tolist(), strict=True):
+        for patch in self.patches:
             if patch >= 0:
+                view = bisect_right(self._starts, patch) - 1
                 inside[view].append(patch - self._starts[view])
         return tuple(_rectangle(view, found, self.view_shapes[view][1]) for view, found in enumerate(inside))
 

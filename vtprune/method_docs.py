@@ -87,7 +87,8 @@ def overview_table() -> str:
             (
                 f"[`{name}`](#{anchors[name]})",
                 stage_text(pruner),
-                ", ".join(_SEES_THE_MODEL[signal] for signal in sorted(cls.signals)) or "the tokens alone",
+                ", ".join(_SEES_THE_MODEL[signal] for signal in sorted(cls.signals | cls.optional_signals))
+                or "the tokens alone",
                 "yes" if cls.query_aware else "no",
                 "none" if cls.training_free else "needed",
                 _count_text(pruner),

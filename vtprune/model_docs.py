@@ -6,6 +6,7 @@ from typing import Any
 
 from vtprune.method_docs import markdown_table
 
+_VIDEO = ", video"
 _KINDS = {"image": "images", "video": "videos"}
 _HEAD = """\
 # Models
@@ -65,6 +66,8 @@ def models_page(records: dict[str, Any]) -> str:
     """The whole of docs/models.md."""
     parts = [_HEAD, _environments(records), "## Supported\n", _supported_table(records), _TERMS]
     parts += ["## Refused, or not passing\n", _refused_table(records)]
+    if others := _not_passed(records):
+        parts += ["## Single runs that did not pass\n", others]
     if limits := _limits(records):
         parts += ["## What the stock models do not hold\n", limits]
     parts += ["## Signals that are missing, and why\n", _missing_table(records)]
@@ -92,7 +95,7 @@ def _supported_table(records: dict[str, Any]) -> str:
     for name in supported(records):
         record = records["types"][name]
         about = record["about"]
-        lacking = [f"`{method}` ({reason})" for method, reason in about["methods"].items() if reason != "runs"]
+        lacking = [f"`{method}` ({_why(reason)})" for method, reason in about["methods"].items() if reason != "runs"]
         rows.append(
             (
                 f"`{name}`",
@@ -129,13 +132,29 @@ def _outcome(record: dict[str, Any], environment: str) -> str:
     if "refused" in here:
         return f"refused: {here['refused']}"
     runs = here["runs"]
-    passed = [label for label, run in runs.items() if "error" in run]
-    exact = [runs[label]["error"] for label in passed if "bf16" not in label]
-    text = ", ".join(passed) + (f" ({max(exact):.0e})" if exact else "")
-    for word, meaning in (("failed", "fails"), ("unsupported", "stock model cannot")):
+    exact = [run["error"] for label, run in runs.items() if "error" in run and "bf16" not in label]
+    parts = []
+    for word, meaning in (("error", ""), ("failed", "fails: "), ("unsupported", "stock model cannot: ")):
         labels = [label for label, run in runs.items() if word in run]
-        text += f"; {meaning}: {', '.join(labels)}" if labels else ""
-    return text.removeprefix("; ")
+        plain = [label for label in labels if not label.endswith(_VIDEO)]
+        named = [f"{label} + videos" if f"{label}{_VIDEO}" in labels else label for label in plain]
+        named += [
+            f"videos by {label.removesuffix(_VIDEO)}"
+            for label in labels
+            if label.endswith(_VIDEO) and label.removesuffix(_VIDEO) not in plain
+        ]
+        if named:
+            parts.append(meaning + ", ".join(named) + (f" ({max(exact):.0e})" if word == "error" and exact else ""))
+    return "; ".join(parts)
+
+
+def _why(reason: str) -> str:
+    """A refusal in a few words; that of layers tells of the tiny model, and is not worth repeating in full."""
+    if reason.startswith("needs"):
+        return reason
+    if "several streams" in reason:
+        return "makes new tokens, and states have several streams"
+    return "default layers do not fit: recurrent or sharing keys"
 
 
 def _refused_table(records: dict[str, Any]) -> str:
@@ -147,6 +166,23 @@ def _refused_table(records: dict[str, Any]) -> str:
         failed = [f"{label}: {run['failed']}" for label, run in here.get("runs", {}).items() if "failed" in run]
         rows.append((f"`{name}`", here.get("refused") or "; ".join(failed) or "not run"))
     return markdown_table(("model type", "reason"), rows) + "\n"
+
+
+def _not_passed(records: dict[str, Any]) -> str:
+    """What single runs of supported types failed with, and what the stock model cannot do in an environment."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name in supported(records):
+        record = records["types"][name]
+        for environment, here in sorted(record["environments"].items()):
+            for label, run in here.get("runs", {}).items():
+                for word, meaning in (("failed", "fails"), ("unsupported", "the stock model cannot")):
+                    if word in run:
+                        message = (
+                            run[word].replace(record["about"]["class"], "The model").partition(". Please")[0][:160]
+                        )
+                        found.setdefault((f"{environment}, {label}: {meaning}", message), []).append(f"`{name}`")
+    rows = [(where, ", ".join(names), message) for (where, message), names in sorted(found.items())]
+    return markdown_table(("run", "model types", "message"), rows) + "\n" if rows else ""
 
 
 def _limits(records: dict[str, Any]) -> str:

@@ -40,7 +40,7 @@ def picture(tmp_path: Path) -> Path:
 def test_help_names_the_commands() -> None:
     result = call("--help")
     assert result.exit_code == 0
-    for command in ("list", "run", "sweep"):
+    for command in ("list", "run", "check", "sweep", "calibrate"):
         assert f" {command} " in result.stdout
         assert call(command, "--help").exit_code == 0
 
@@ -52,6 +52,24 @@ def test_help_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_check_runs_the_invariants() -> None:
+    result = call("check", "--json")
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert record["passes"]
+    assert record["adapter"] == "LlavaAdapter"
+    assert len(record["checks"]) > 12
+    assert record["missing_signals"] == {}
+    told = call("check", "--tolerance", "1e-9")
+    assert told.exit_code == 1
+    assert "pruned equals masked" in told.stderr
+    assert "allowed 1e-09" in told.stderr
+
+
+def test_check_refuses_what_is_no_model(tmp_path: Path) -> None:
+    refused(call("check", "--model", tmp_path), "config.json")
 
 
 def test_list_json() -> None:

@@ -33,7 +33,7 @@ class VisionZip(Pruner):
     the thumbnail and comes so; then the dominant patches of all others in raster order, their CLS tokens, their
     contextual tokens. A CLS token takes the place of the lowest patch that no other token of its view stands for.
     Newline tokens are kept, at the end, only when the budget exceeds the patches. Towers without CLS attend on average,
-    and one more dominant patch stays in its place, as in the authors' code for Qwen2.5-VL.
+    and one more dominant patch stays in its place.
 
     Args:
         contextual: Share of each view's budget for contextual tokens, in [0, 1], rounded half to even but leaving one
