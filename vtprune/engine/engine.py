@@ -97,6 +97,11 @@ class Engine:
         self.layers = adapter.layers
         self.shape = adapter.shape
         self.vision = adapter.vision
+        numbers = range(len(self.layers))
+        # Asked for at each pass; to find out takes a walk through the modules.
+        self.layer_kinds = [(adapter.layer_kind(number), adapter.attends(number)) for number in numbers]
+        self.attentions = [adapter.attention_module(number) for number in numbers]
+        self.attention_before = [adapter.attention_before(number) for number in numbers]
         self.signals = pruner.signals | (pruner.optional_signals - adapter.missing.keys())
         self.last_report: Report | None = None
         self._local = _Local()
@@ -213,10 +218,10 @@ class Engine:
             names = tuple(inspect.signature(layer.forward).parameters)
             hook = functools.partial(self._before_layer, number, names)
             self._add(layer.register_forward_pre_hook(_eager(hook), with_kwargs=True))
-        behind = {self.adapter.attention_before(layer) for layer in self.stages_with(DECODER_STATES | UNROTATED)}
+        behind = {self.attention_before[layer] for layer in self.stages_with(DECODER_STATES | UNROTATED)}
         for seen in behind | self.stages_with(NEXT):
             assert seen is not None
-            attention = self.adapter.attention_module(seen)
+            attention = self.attentions[seen]
             assert attention is not None
             watcher = functools.partial(self._see_decoder_attention, seen)
             self._undo.append(watch(attention, watcher))

@@ -9,26 +9,18 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.attention.flex_attention import BlockMask
 
 from vtprune.engine.cache_names import cache_in
 from vtprune.engine.cache_state import CachedTokens, CacheState, attach_state
 from vtprune.engine.checks import DECODER_STATES, UNROTATED
 from vtprune.engine.images import Images
+from vtprune.engine.layer_arguments import LayerArguments
 from vtprune.engine.peek import Peek
 from vtprune.engine.query_rows import attention_from
 from vtprune.engine.selection import Step, prune_images
 from vtprune.engine.sequence import Tokens, start_tokens
-from vtprune.engine.taps import AttentionStates, implementation
-from vtprune.engine.views import (
-    View,
-    allowed_columns,
-    gather_block_mask,
-    gather_embeddings,
-    gather_others,
-    weighed_mask,
-)
-from vtprune.ops.positions import closed_positions
+from vtprune.engine.taps import AttentionStates
+from vtprune.engine.views import View, allowed_columns, gather_others
 from vtprune.pruner import Signal
 from vtprune.reporting import Report, StageTrace
 
@@ -81,13 +73,13 @@ class Run:
         self.with_gradient = torch.is_grad_enabled()
         self.peek = Peek()
         self._ids = ids
-        self._positions = positions
+        self._arguments = LayerArguments(self, positions)
         self._injected: dict[int, torch.Tensor] = {}
         self._cache = cache
         self._state = state or CacheState()
-        self._allowed = allowed_columns(mask, self._state, self._seen, self.length)
+        self.allowed = allowed_columns(mask, self._state, self.seen, self.length)
         # Padding among the tokens of this pass; the tokens cached before are not part of it.
-        self.padding = None if self._allowed is None else self._allowed[:, -self.length :]
+        self.padding = None if self.allowed is None else self.allowed[:, -self.length :]
 
         self._plan = self._steps()
         self._boundaries = sorted({*self._plan, *self._state.boundaries})
@@ -107,7 +99,8 @@ class Run:
         return [layout.tokens for layout in self.layouts]
 
     @property
-    def _seen(self) -> int:
+    def seen(self) -> int:
+        """Tokens cached before this pass, pruned ones included."""
         return self._state.seen
 
     @property
@@ -120,7 +113,7 @@ class Run:
         """Whether any layer gets other arguments than the decoder hands out."""
         return bool(self._boundaries)
 
-    @property
+    @cached_property
     def taps(self) -> set[int]:
         """Decoder layers whose query and key states a stage of this pass needs."""
         stages = self.engine.stages_with(DECODER_STATES)
@@ -128,7 +121,7 @@ class Run:
 
     def attention_before(self, layer: int) -> int:
         """The decoder layer whose queries and keys a stage before `layer` looks at: the last one with attention."""
-        number = self.engine.adapter.attention_before(layer)
+        number = self.engine.attention_before[layer]
         assert number is not None
         return number
 
@@ -155,7 +148,7 @@ class Run:
     def is_text(self, tokens: Tokens) -> torch.Tensor:
         """Slots that hold text, `(batch, length)`: no visual token, no padding, no filler."""
         text = self._is_visual(tokens).logical_not()
-        present = self._present(tokens)
+        present = self.present(tokens)
         return text if present is None else text & present
 
     def text_slots(self, tokens: Tokens) -> torch.Tensor:
@@ -186,7 +179,7 @@ class Run:
     def cached_before(self, layer: int) -> int:
         """Slots that `layer` had cached before this pass."""
         cached = self._state.at(layer)
-        return self._seen if cached is None else cached.columns.shape[1] + self._seen - cached.end
+        return self.seen if cached is None else cached.columns.shape[1] + self.seen - cached.end
 
     def unrotated_before(self, layer: int) -> AttentionStates:
         """Query and key states of the last decoder layer with attention before `layer`, without rotary."""
@@ -201,7 +194,7 @@ class Run:
             tokens: The tokens that were present there.
             first: Keys in `states` that were cached before this pass.
         """
-        present = self._present(tokens)
+        present = self.present(tokens)
         if present is None:
             last = torch.full((self.batch,), tokens.length - 1, device=states.queries.device)
         else:
@@ -211,7 +204,7 @@ class Run:
 
     def keys_present(self, layer: int, tokens: Tokens) -> torch.Tensor | None:
         """Cached and new keys of a layer that hold a token, `(batch, keys)`; `None` when all do."""
-        return self._keys(self._cached_after(layer, tokens))
+        return self.keys(self._cached_after(layer, tokens))
 
     def before_layer(self, layer: int, hidden: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
         """Prunes if a stage lies before this layer, and swaps the arguments that have a sequence dimension.
@@ -250,8 +243,8 @@ class Run:
         mask = kwargs.get("attention_mask")
         if isinstance(mask, torch.Tensor) and mask.dim() == 4:
             kwargs["attention_mask"] = tokens.key_columns(mask)
-        if kwargs.get("position_embeddings") is not None and self._is_packed(tokens):
-            positions = self._moved(tokens, hidden, kwargs, self._state.at(layer))[..., -length:]
+        if kwargs.get("position_embeddings") is not None and self._arguments.is_packed(tokens):
+            positions = self._arguments.moved(tokens, hidden, kwargs, self._state.at(layer))[..., -length:]
             kwargs["position_embeddings"] = self.engine.adapter.rotary(hidden, positions, layer)
         return hidden
 
@@ -275,9 +268,9 @@ class Run:
         if self._cache is not None and (self._boundaries or self._state.seen):
             state = attach_state(self._cache)
             state.boundaries = {**self._state.boundaries, **self._cached}
-            state.seen = self._seen + self.length
+            state.seen = self.seen + self.length
             if self.length > 1:
-                state.padding = self._allowed
+                state.padding = self.allowed
         if self.layouts:
             self.engine.last_report = self._report()
 
@@ -318,7 +311,7 @@ class Run:
         if self.engine.budget.flops is None:
             return [0] * self.batch
         text = ~self.visual if self.padding is None else ~self.visual & self.padding
-        return [int(count) + self._seen for count in text.sum(1).tolist()]
+        return [int(count) + self.seen for count in text.sum(1).tolist()]
 
     def _enter(self, layer: int, hidden: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
         again = layer in self._entered
@@ -356,13 +349,13 @@ class Run:
                 f"{self.engine.pruner.name} looks at layer {layer} ahead of a stage, whose keys count from the start "
                 "of the cache; start from an empty cache or choose another method"
             )
-        embeddings = self._position_embeddings(layer, tokens, hidden, kwargs, past)
-        present = None if tokens is None else self._present(tokens)
+        embeddings = self._arguments.position_embeddings(layer, tokens, hidden, kwargs, past)
+        present = None if tokens is None else self.present(tokens)
         arguments = {
             **kwargs,
             "attention_mask": adapter.ahead_mask(adapter.plane(hidden), present),
             "position_embeddings": embeddings if rotated else adapter.without_rotation(embeddings),
-            "position_ids": self._position_ids(layer, tokens, hidden, kwargs, past),
+            "position_ids": self._arguments.position_ids(layer, tokens, hidden, kwargs, past),
         }
         if tokens is not None:
             arguments.update(gather_others(kwargs, tokens, self.length))
@@ -381,7 +374,7 @@ class Run:
         """The arguments for a layer; layers of one kind that got the same arguments share theirs."""
         replaced = (kwargs.get("attention_mask"), kwargs.get("position_embeddings"), kwargs.get("position_ids"))
         adapter = self.engine.adapter
-        kind = adapter.layer_kind(layer), adapter.attends(layer)
+        kind = self.engine.layer_kinds[layer]
         source = adapter.key_sources[layer]
         if source != layer:
             # It attends to keys that are there already, under the mask with which they were made.
@@ -391,14 +384,14 @@ class Run:
         if key not in self._views:
             tokens = self._entered[boundary]
             past = self._state.at(boundary)
-            if not adapter.attends(layer):
-                mask = self._recurrent_mask(tokens, hidden, kwargs, self._cached[boundary])
+            if not kind[1]:
+                mask = self._arguments.recurrent_mask(tokens, hidden, kwargs)
             else:
-                mask = self._mask(layer, tokens, hidden, kwargs, self._cached[boundary])
+                mask = self._arguments.mask(layer, tokens, hidden, kwargs, self._cached[boundary])
             self._views[key] = View(
                 attention_mask=mask,
-                position_embeddings=self._position_embeddings(layer, tokens, hidden, kwargs, past),
-                position_ids=self._position_ids(layer, tokens, hidden, kwargs, past),
+                position_embeddings=self._arguments.position_embeddings(layer, tokens, hidden, kwargs, past),
+                position_ids=self._arguments.position_ids(layer, tokens, hidden, kwargs, past),
                 replaced=replaced,
             )
         return self._views[key]
@@ -410,156 +403,37 @@ class Run:
             # Without images of its own this pass only has the boundaries that the cache came with.
             assert past is not None
             return past
-        columns = tokens.columns + self._seen
+        columns = tokens.columns + self.seen
         if tokens.valid is not None:
             columns = columns.masked_fill(~tokens.valid, -1)
-        if self._seen:
-            before = torch.arange(self._seen, device=columns.device).expand(self.batch, -1)
-            columns = torch.cat([before if past is None else past.upto(self._seen).to(columns.device), columns], dim=1)
+        if self.seen:
+            before = torch.arange(self.seen, device=columns.device).expand(self.batch, -1)
+            columns = torch.cat([before if past is None else past.upto(self.seen).to(columns.device), columns], dim=1)
         bias = tokens.bias
         if past is not None and past.bias is not None:
-            earlier = past.bias_upto(self._seen)
+            earlier = past.bias_upto(self.seen)
             assert earlier is not None
             here = tokens.columns.new_zeros(tokens.columns.shape, dtype=torch.float32) if bias is None else bias
             bias = torch.cat([earlier.to(here.device), here], dim=1)
-        elif bias is not None and self._seen:
+        elif bias is not None and self.seen:
             bias = torch.nn.functional.pad(bias, (columns.shape[1] - tokens.length, 0))
         shift = None if past is None else past.shift
-        if self._is_packed(tokens):
-            assert tokens.removed is not None
-            grid = self._grid_positions
-            gone = tokens.removed[:, -1:] if grid is None else self._closed(tokens).amax(dim=(0, 2)).unsqueeze(1)
+        if self._arguments.is_packed(tokens):
+            gone = self._arguments.total_shift(tokens)
             shift = gone if shift is None else shift + gone
         fillers = tokens.valid is not None or (past is not None and past.fillers)
-        return CachedTokens(columns, self._seen + self.length, fillers, shift, bias)
+        return CachedTokens(columns, self.seen + self.length, fillers, shift, bias)
 
-    def _keys(self, cached: CachedTokens) -> torch.Tensor | None:
+    def keys(self, cached: CachedTokens) -> torch.Tensor | None:
         """Which cached and new slots may be attended to, `(batch, slots)`; `None` for all."""
-        return cached.keys(self._allowed, self._seen + self.length)
+        return cached.keys(self.allowed, self.seen + self.length)
 
-    def _present(self, tokens: Tokens) -> torch.Tensor | None:
+    def present(self, tokens: Tokens) -> torch.Tensor | None:
         """Slots of this pass that hold a real token, `(batch, length)`; `None` when all do."""
         if self.padding is None:
             return tokens.valid
         here = tokens.last_dim(self.padding.to(tokens.columns.device))
         return here if tokens.valid is None else here & tokens.valid
-
-    def _mask(
-        self, layer: int, tokens: Tokens | None, hidden: torch.Tensor, kwargs: dict[str, Any], cached: CachedTokens
-    ) -> Any:
-        mask = self._plain_mask(layer, tokens, hidden, kwargs, cached)
-        bias = cached.bias_upto(self._seen + self.length)
-        return mask if bias is None else weighed_mask(mask, bias.to(hidden.device), hidden)
-
-    def _plain_mask(
-        self, layer: int, tokens: Tokens | None, hidden: torch.Tensor, kwargs: dict[str, Any], cached: CachedTokens
-    ) -> Any:
-        ready = kwargs.get("attention_mask")
-        if not self._seen and tokens is not None:
-            if ready is None and tokens.valid is None:
-                return None
-            if isinstance(ready, torch.Tensor) and ready.dim() == 4:
-                cache = cache_in(kwargs)
-                keys = tokens.length if cache is None else cache.get_mask_sizes(tokens.length, layer)[0]
-                return tokens.square_mask(ready, keys)
-            if isinstance(ready, torch.Tensor) and ready.dim() == 2:
-                return self._keys(cached)
-            if isinstance(ready, BlockMask):
-                return gather_block_mask(ready, tokens)
-        allowed = self._keys(cached)
-        allowed = None if allowed is None else allowed.to(hidden.device)
-        plane = self.engine.adapter.plane(hidden)
-        columns = cached.upto(self._seen + self.length).to(hidden.device)
-        if self._allowed is not None:
-            left = (self._allowed.cumsum(1) == 0).sum(1, keepdim=True).to(hidden.device)
-            columns = columns - left
-        return self.engine.adapter.causal_mask(plane, allowed, cache_in(kwargs), layer, columns)
-
-    def _recurrent_mask(
-        self, tokens: Tokens | None, hidden: torch.Tensor, kwargs: dict[str, Any], cached: CachedTokens
-    ) -> Any:
-        """Which tokens enter the state of a recurrent layer: those that are left, and no padding."""
-        ready = kwargs.get("attention_mask")
-        if tokens is None or (ready is None and tokens.valid is None):
-            return ready
-        present = self._present(tokens)
-        if present is None:
-            return None if ready is None else ready.new_ones(self.batch, tokens.length)
-        return present.to(hidden.device, ready.dtype if isinstance(ready, torch.Tensor) else torch.long)
-
-    def _is_packed(self, tokens: Tokens | None) -> bool:
-        return tokens is not None and tokens.removed is not None and self.engine.positions == "pack"
-
-    @cached_property
-    def _grid_positions(self) -> torch.Tensor | None:
-        """Positions with several numbers a token, `(numbers, batch, length)`; `None` where it has one."""
-        if self._positions is None or self._positions.dim() != 3:
-            return None
-        found = self.engine.adapter.rotary_positions(self._positions)
-        return found.expand(-1, self.batch, -1)
-
-    def _closed(self, tokens: Tokens) -> torch.Tensor:
-        """How far the present tokens move up when gaps close in such positions, `(numbers, batch, length)`."""
-        positions = self._grid_positions
-        assert positions is not None
-        positions = positions.to(tokens.columns.device)
-        left = torch.zeros(self.batch, self.length + 1, dtype=torch.bool, device=tokens.columns.device)
-        columns = tokens.columns if tokens.valid is None else tokens.columns.masked_fill(~tokens.valid, self.length)
-        left = left.scatter(1, columns, True)[:, : self.length]
-        return tokens.last_dim(positions - closed_positions(positions, left))
-
-    def _position_embeddings(
-        self, layer: int, tokens: Tokens | None, hidden: torch.Tensor, kwargs: dict[str, Any], past: CachedTokens | None
-    ) -> Any:
-        embeddings = kwargs.get("position_embeddings")
-        if embeddings is None:
-            return None
-        if not self._is_packed(tokens) and (past is None or past.shift is None):
-            return embeddings if tokens is None else gather_embeddings(embeddings, tokens)
-        positions = self._moved(tokens, hidden, kwargs, past)
-        return self.engine.adapter.rotary(hidden, positions, layer)
-
-    def _moved(
-        self, tokens: Tokens | None, hidden: torch.Tensor, kwargs: dict[str, Any], past: CachedTokens | None
-    ) -> torch.Tensor:
-        """Packed positions of the present tokens, `(batch, length)` or `(numbers, batch, length)`."""
-        grid = self._grid_positions
-        positions = self._plain_positions(hidden, kwargs) if grid is None else grid.to(hidden.device)
-        if tokens is not None:
-            positions = tokens.last_dim(positions)
-            if self._is_packed(tokens):
-                assert tokens.removed is not None
-                positions = positions - (tokens.removed if grid is None else self._closed(tokens))
-        if past is not None and past.shift is not None:
-            positions = positions - past.shift.to(hidden.device)
-        return positions
-
-    def _plain_positions(self, hidden: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
-        """Positions of the prompt as layers or decoder got them, or as a decoder counts without any."""
-        found = kwargs.get("position_ids")
-        if found is None:
-            found = self._positions
-        if found is None:
-            found = torch.arange(self._seen, self._seen + self.length).unsqueeze(0)
-        return found.to(hidden.device)
-
-    def _position_ids(
-        self, layer: int, tokens: Tokens | None, hidden: torch.Tensor, kwargs: dict[str, Any], past: CachedTokens | None
-    ) -> torch.Tensor | None:
-        positions: torch.Tensor | None = kwargs.get("position_ids")
-        if positions is None:
-            return None
-        if self.engine.adapter.slot_positions:
-            first = self.cached_before(layer)
-            return torch.arange(first, first + hidden.shape[1], device=hidden.device).expand(self.batch, -1)
-        attention = self.engine.adapter.attention_module(layer)
-        if tokens is not None and attention is not None and "flash" in implementation(attention):
-            # The rotary tables carry the true positions. Gaps in these would be taken for borders of sequences.
-            return torch.arange(self._seen, self._seen + tokens.length, device=hidden.device).expand(self.batch, -1)
-        packed = self._is_packed(tokens) or (past is not None and past.shift is not None)
-        if packed and self._grid_positions is None:
-            return self._moved(tokens, hidden, kwargs, past)
-        return positions if tokens is None else tokens.last_dim(positions)
 
     def _report(self) -> Report:
         lengths = [self.length] * len(self.engine.layers)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, create_mask
 
 from vtprune.engine.cache_state import CacheState
 from vtprune.engine.sequence import Tokens
@@ -85,6 +85,23 @@ def gather_block_mask(mask: BlockMask, tokens: Tokens) -> BlockMask:
         return allowed if valid is None else allowed & valid[batch, key]
 
     return create_block_mask(present, tokens.batch, None, tokens.length, tokens.length, device=str(columns.device))
+
+
+def is_causal(mask: Any, length: int) -> bool:
+    """Whether no token attends to a later one in a ready mask over earlier and these `length` tokens; asks the device.
+
+    A mask that is not there or not four-dimensional is causal.
+    """
+    if isinstance(mask, BlockMask):
+        batch, _, rows, columns = mask.shape
+        mask = create_mask(mask.mask_mod, batch, 1, rows, columns, device=str(mask.kv_indices.device))
+    if not isinstance(mask, torch.Tensor) or mask.dim() != 4:
+        return True
+    allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    columns_of = torch.arange(allowed.shape[-1], device=allowed.device)
+    last = (allowed[:, 0, -length:] * columns_of).amax(dim=-1)
+    before = torch.arange(length, device=allowed.device) - (length - 1)
+    return not bool((last > last[:, -1:] + before).any())
 
 
 def allowed_columns(mask: Any, state: CacheState, seen: int, length: int) -> torch.Tensor | None:
