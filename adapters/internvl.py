@@ -7,7 +7,6 @@ from typing import Any
 
 from vtprune.adapters.base import Adapter, Vision, register_adapter
 from vtprune.adapters.towers import find_layers
-from vtprune.pruner import Signal
 
 
 @register_adapter
@@ -39,12 +38,3 @@ class InternVLAdapter(Adapter):
         # Entry 0 of the hidden states is the embedding: a positive index is the output of the layer before.
         feature = chosen - 1 if chosen > 0 else len(layers) + chosen
         return Vision(layers, attentions, (feature,), cls=0, prefix=1, merge=round(1 / config.downsample_ratio))
-
-    @cached_property
-    def missing(self) -> dict[Signal, str]:
-        """CLS tells where it looks, but makes no token: a token is a square of patches."""
-        reason = (
-            f"the CLS token of {type(self.model).__name__} cannot be projected by itself, because its patches are "
-            "merged before"
-        )
-        return super().missing | {Signal.ENCODER_CLS: reason}
