@@ -66,10 +66,16 @@ def test_layers_on_two_devices(folder: Path) -> None:
     places |= {"model.language_model.embed_tokens": 0, "model.language_model.rotary_emb": 0}
     places |= {"model.language_model.norm": 1}
     places |= {f"model.language_model.layers.{layer}": int(layer > 2) for layer in range(tiny.LAYERS)}
-    model = LlavaForConditionalGeneration.from_pretrained(folder, device_map=places)
+    model: Any = LlavaForConditionalGeneration.from_pretrained(folder, device_map=places)
+    model.eval()
     made = {name: value.to(0) for name, value in inputs().items()}
     with torch.no_grad():
-        assert oracle_error(model.eval(), made, (0, 4), "pack", use_cache=True) <= 1e-3
+        for stages in ((0, 4), (3,), (1, 3, 5)):
+            for positions in ("keep", "pack"):
+                assert oracle_error(model, made, stages, positions, use_cache=True) <= 1e-3
+    for method in (vtprune.FastV(layer=3), vtprune.FastV(layer=4), vtprune.make_pruner("pyramiddrop")):
+        with vtprune.pruning(model, method, 9):
+            assert model.generate(**made, max_new_tokens=3, min_new_tokens=3).shape[1] == made["input_ids"].shape[1] + 3
 
 
 def test_peft() -> None:

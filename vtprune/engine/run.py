@@ -359,7 +359,8 @@ class Run:
         }
         if tokens is not None:
             arguments.update(gather_others(kwargs, tokens, self.length))
-        states = self.peek.states(layer, self.engine.layers[layer], hidden, arguments)
+        # A layer on another device works there; the method works where the states come from.
+        states = self.peek.states(layer, self.engine.layers[layer], hidden, arguments).to(hidden.device)
         if before:
             cached = cache_in(kwargs).layers[layer].keys[:, :, :before]
             if cached.shape[1] != states.keys.shape[1] or cached.shape[-1] != states.keys.shape[-1]:
@@ -367,7 +368,7 @@ class Run:
                     f"{self.engine.pruner.name} looks at the keys of layer {layer} ahead of a stage, and the cache "
                     "holds latents instead of keys; start from an empty cache or choose another method"
                 )
-            states = replace(states, keys=torch.cat([cached.to(states.keys.dtype), states.keys], dim=2))
+            states = replace(states, keys=torch.cat([cached.to(states.keys), states.keys], dim=2))
         return states
 
     def _view_at(self, layer: int, boundary: int, hidden: torch.Tensor, kwargs: dict[str, Any]) -> View:

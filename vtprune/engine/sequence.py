@@ -62,18 +62,18 @@ class Tokens:
 
     def last_dim(self, values: torch.Tensor) -> torch.Tensor:
         """Entries of the present slots from `(..., batch or 1, prompt length)`."""
-        values = values.expand(*values.shape[:-2], self.batch, -1)
+        values = values.to(self.columns.device).expand(*values.shape[:-2], self.batch, -1)
         return values.gather(-1, self.columns.expand(*values.shape[:-1], -1))
 
     def last_but_one_dim(self, values: torch.Tensor) -> torch.Tensor:
         """Entries of the present slots from `(..., batch or 1, prompt length, dim)`."""
-        values = values.expand(*values.shape[:-3], self.batch, -1, -1)
+        values = values.to(self.columns.device).expand(*values.shape[:-3], self.batch, -1, -1)
         columns = self.columns.unsqueeze(-1)
         return values.gather(-2, columns.expand(*values.shape[:-2], self.length, values.shape[-1]))
 
     def second_dim(self, values: torch.Tensor) -> torch.Tensor:
         """Entries of the present slots from `(batch or 1, prompt length, ...)`."""
-        values = values.expand(self.batch, *values.shape[1:])
+        values = values.to(self.columns.device).expand(self.batch, *values.shape[1:])
         columns = self.columns.view(self.batch, self.length, *[1] * (values.dim() - 2))
         return values.gather(1, columns.expand(-1, -1, *values.shape[2:]))
 
@@ -84,7 +84,7 @@ class Tokens:
             mask: Booleans, or an additive mask.
             keys: Columns wanted; with a static cache there are more keys than tokens, and the surplus is masked.
         """
-        mask = mask.expand(self.batch, *mask.shape[1:])
+        mask = mask.to(self.columns.device).expand(self.batch, *mask.shape[1:])
         mask = mask.gather(2, self.columns[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[-1]))
         mask = self.key_columns(mask)
         blocked = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
@@ -92,7 +92,7 @@ class Tokens:
 
     def key_columns(self, mask: torch.Tensor) -> torch.Tensor:
         """Columns of the present slots from a ready mask `(batch or 1, heads or 1, any, prompt length)`."""
-        mask = mask.expand(self.batch, *mask.shape[1:])
+        mask = mask.to(self.columns.device).expand(self.batch, *mask.shape[1:])
         mask = mask.gather(3, self.columns[:, None, None, :].expand(-1, *mask.shape[1:3], -1))
         if self.valid is None:
             return mask

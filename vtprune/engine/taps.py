@@ -39,6 +39,11 @@ class AttentionStates:
     scaling: float
     mask: Any
 
+    def to(self, device: torch.device) -> AttentionStates:
+        """The same on another device."""
+        mask = self.mask.to(device) if isinstance(self.mask, torch.Tensor) else self.mask
+        return AttentionStates(self.queries.to(device), self.keys.to(device), self.scaling, mask)
+
 
 Watcher = Callable[[AttentionStates], None]
 
