@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from vtprune.adapters.base import Adapter, Vision, register_adapter
+from vtprune.adapters.base import Adapter, Vision
+from vtprune.adapters.registry import register_adapter
 from vtprune.layout import ImageLayout, grid_layout
 from vtprune.pruner import Signal
 

@@ -6,8 +6,9 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
 
-from vtprune.adapters.base import Adapter, Vision, Word, register_adapter
+from vtprune.adapters.base import Adapter, Vision, Word
 from vtprune.adapters.llava import chosen_layers
+from vtprune.adapters.registry import register_adapter
 from vtprune.adapters.towers import find_layers
 
 

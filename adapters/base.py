@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import math
-import pkgutil
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -27,7 +24,7 @@ from vtprune.adapters.decoders import (
 from vtprune.adapters.towers import find_layers, find_projector, find_tower, merge_side
 from vtprune.costs import DecoderShape, LayerCosts
 from vtprune.engine.cache_names import CACHE
-from vtprune.layout import ImageLayout, Segment, grid_layout, video_layout
+from vtprune.layout import ImageLayout, merged_layout, square_layout, video_layout
 from vtprune.pruner import Depths, Signal
 
 Grouping = Callable[[Sequence[int], Sequence[tuple[int, int]]], Sequence[int]]
@@ -418,7 +415,7 @@ class Adapter:
         if len(counts) != len(grids):
             return [video_layout(frames, height // side, width // side) for frames, height, width in grids]
         if side == 1:
-            return [grid_layout_of(count, *grid) for count, grid in zip(counts, grids, strict=True)]
+            return [merged_layout(count, *grid) for count, grid in zip(counts, grids, strict=True)]
         cells = [(height // side, width // side) for _, height, width in grids]
         # Frames may have been merged too.
         return [
@@ -553,29 +550,6 @@ class Adapter:
         return gone
 
 
-def square_layout(tokens: int) -> ImageLayout:
-    """A square of tokens, or a single row where their number is no square."""
-    side = math.isqrt(tokens)
-    if side * side == tokens:
-        return grid_layout(side, side)
-    return ImageLayout((Segment(1, tokens),), tuple(range(tokens)), views=1, patches_per_view=tokens)
-
-
-def grid_layout_of(tokens: int, frames: int, height: int, width: int) -> ImageLayout:
-    """The layout of so many tokens made of `frames x height x width` patches, merged in squares.
-
-    Raises:
-        ValueError: The patches do not make so many tokens.
-    """
-    for side in range(1, min(height, width) + 1):
-        rows, columns = height // side, width // side
-        times = tokens // (rows * columns)
-        whole = rows * side == height and columns * side == width and times * rows * columns == tokens
-        if whole and times and frames % times == 0:
-            return video_layout(times, rows, columns)
-    raise ValueError(f"{frames} x {height} x {width} patches do not make {tokens} tokens")
-
-
 def _token(config: Any, *names: str) -> int | None:
     found = next((value for name in names if (value := getattr(config, name, None)) is not None), None)
     return None if found is None else int(found)
@@ -586,78 +560,3 @@ def _module(parent: nn.Module, name: str) -> nn.Module:
     if not isinstance(child, nn.Module):
         raise ValueError(f"{type(parent).__name__} has no submodule {name!r}, which its adapter expects")
     return child
-
-
-_ADAPTERS: dict[str, type[Adapter]] = {}
-AdapterT = TypeVar("AdapterT", bound=type[Adapter])
-
-
-def register_adapter(cls: AdapterT) -> AdapterT:
-    """Class decorator that makes an adapter available for its `model_types`.
-
-    Raises:
-        ValueError: Another class already serves one of the types.
-    """
-    for model_type in cls.model_types:
-        known = _ADAPTERS.get(model_type)
-        if known is not None and known.__qualname__ != cls.__qualname__:
-            raise ValueError(
-                f"model type {model_type!r} is served by {known.__qualname__}, not also {cls.__qualname__}"
-            )
-        _ADAPTERS[model_type] = cls
-    return cls
-
-
-def adapter_classes() -> dict[str, type[Adapter]]:
-    """The families with an adapter of their own, by model type, sorted; others get the generic `Adapter`."""
-    import vtprune.adapters
-
-    for module in pkgutil.iter_modules(vtprune.adapters.__path__, "vtprune.adapters."):
-        importlib.import_module(module.name)
-    return dict(sorted(_ADAPTERS.items()))
-
-
-def find_adapter(model: nn.Module) -> Adapter:
-    """The adapter for a model: that of its family, or the generic one.
-
-    Raises:
-        TypeError: `model` is no transformers model.
-        ValueError: The model is of a kind that cannot be pruned; the message says what it lacks.
-    """
-    config = getattr(model, "config", None)
-    model_type = getattr(config, "model_type", None)
-    if not isinstance(model, nn.Module) or model_type is None:
-        raise TypeError(f"expected a transformers vision-language model, got {type(model).__name__}")
-    if not hasattr(model, "generate"):
-        name = type(model).__name__
-        if name.endswith("Model"):
-            raise ValueError(
-                f"{name} is the bare {model_type} model without a language-model head; wrap the conditional-generation "
-                "model (AutoModelForImageTextToText)"
-            )
-        raise ValueError(
-            f"{name} has no generate(): it does not continue a prompt with text; supported are decoder-only models "
-            "that fill image placeholders"
-        )
-    _check_kind(model, config)
-    adapter = adapter_classes().get(model_type, Adapter)(model)
-    # Each of these refuses what it cannot find.
-    _ = adapter.base, adapter.layers, adapter.placeholders, adapter.vision
-    return adapter
-
-
-def _check_kind(model: nn.Module, config: Any) -> None:
-    name = type(model).__name__
-    if getattr(config, "is_encoder_decoder", False):
-        raise ValueError(
-            f"{name} is an encoder-decoder: its decoder attends to the encoder's output and has no visual tokens of "
-            "its own; supported are decoder-only models that fill image placeholders"
-        )
-    crossing = next(
-        (path for path, _ in model.named_modules() if path.endswith(("cross_attn", "crossattention"))), None
-    )
-    if crossing is not None and not hasattr(getattr(model, "model", model), "get_placeholder_mask"):
-        raise ValueError(
-            f"{name} shows images to its decoder by cross-attention ({crossing}), not as tokens of the prompt; "
-            "supported are decoder-only models that fill image placeholders"
-        )

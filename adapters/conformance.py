@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, create_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from vtprune.adapters.base import Adapter, find_adapter
+from vtprune.adapters.base import Adapter
+from vtprune.adapters.registry import find_adapter
 from vtprune.api import pruning, report, unwrap, wrap
 from vtprune.context import Context
 from vtprune.engine.cache_names import CACHE_NAMES

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cached_property
 
-from vtprune.adapters.base import Adapter, Vision, register_adapter
+from vtprune.adapters.base import Adapter, Vision
+from vtprune.adapters.registry import register_adapter
 
 
 @register_adapter

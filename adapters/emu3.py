@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from vtprune.adapters.base import Adapter, register_adapter
+from vtprune.adapters.base import Adapter
 from vtprune.adapters.hy_v4_vl import lined_layout
+from vtprune.adapters.registry import register_adapter
 from vtprune.layout import ImageLayout
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from vtprune.adapters.base import Adapter, Vision, register_adapter
+from vtprune.adapters.base import Adapter, Vision
+from vtprune.adapters.registry import register_adapter
 from vtprune.layout import ImageLayout, Segment, grid_layout
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from vtprune.adapters.base import Adapter, register_adapter
+from vtprune.adapters.base import Adapter
+from vtprune.adapters.registry import register_adapter
 
 
 @register_adapter

@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import cached_property
 from typing import ClassVar
 
-from vtprune.adapters.base import Adapter, Placeholder, register_adapter
+from vtprune.adapters.base import Adapter, Placeholder
+from vtprune.adapters.registry import register_adapter
 
 
 @register_adapter

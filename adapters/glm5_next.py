@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from vtprune.adapters.base import register_adapter
 from vtprune.adapters.glm4v import Glm4vAdapter
 from vtprune.adapters.indexed_attention import IndexedAttentionAdapter
+from vtprune.adapters.registry import register_adapter
 
 
 @register_adapter

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from vtprune.adapters.base import Adapter, register_adapter
+from vtprune.adapters.base import Adapter
+from vtprune.adapters.registry import register_adapter
 from vtprune.pruner import Signal
 
 

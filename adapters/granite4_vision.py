@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from vtprune.adapters.base import Adapter, Vision, register_adapter
+from vtprune.adapters.base import Adapter, Vision
 from vtprune.adapters.llava import chosen_layers
 from vtprune.adapters.llava_next import anyres_layouts
+from vtprune.adapters.registry import register_adapter
 from vtprune.layout import ImageLayout
 
 

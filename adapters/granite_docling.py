@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from vtprune.adapters.base import register_adapter
 from vtprune.adapters.idefics3 import Idefics3Adapter
+from vtprune.adapters.registry import register_adapter
 
 
 @register_adapter

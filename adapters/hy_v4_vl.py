@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from vtprune.adapters.base import Vision, register_adapter
+from vtprune.adapters.base import Vision
 from vtprune.adapters.indexed_attention import IndexedAttentionAdapter
+from vtprune.adapters.registry import register_adapter
 from vtprune.layout import ImageLayout, Segment
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from vtprune.adapters.base import Adapter, Borders, Vision, register_adapter
+from vtprune.adapters.base import Adapter, Borders, Vision
+from vtprune.adapters.registry import register_adapter
 from vtprune.layout import ImageLayout, Segment
 from vtprune.pruner import Signal
 

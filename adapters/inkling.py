@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from vtprune.adapters.base import Adapter, register_adapter
+from vtprune.adapters.base import Adapter
+from vtprune.adapters.registry import register_adapter
 
 _NEXT_STEP = "for fewer visual tokens give the processor smaller pictures"
 

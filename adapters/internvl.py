@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-from vtprune.adapters.base import Adapter, Vision, register_adapter
+from vtprune.adapters.base import Adapter, Vision
+from vtprune.adapters.registry import register_adapter
 from vtprune.adapters.towers import find_layers
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-from vtprune.adapters.base import Adapter, Vision, register_adapter
+from vtprune.adapters.base import Adapter, Vision
 from vtprune.adapters.decoders import find_attention
+from vtprune.adapters.registry import register_adapter
 
 
 @register_adapter

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from vtprune.adapters.base import Adapter, Vision, register_adapter
+from vtprune.adapters.base import Adapter, Vision
+from vtprune.adapters.registry import register_adapter
 from vtprune.adapters.towers import find_layers
 from vtprune.layout import ImageLayout, grid_layout
 from vtprune.pruner import Signal

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
-from vtprune.adapters.base import register_adapter
 from vtprune.adapters.llava import LlavaAdapter
+from vtprune.adapters.registry import register_adapter
 from vtprune.layout import ImageLayout, Segment
 
 

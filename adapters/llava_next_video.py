@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from vtprune.adapters.base import Adapter, register_adapter
+from vtprune.adapters.base import Adapter
 from vtprune.adapters.llava_next import LlavaNextAdapter
+from vtprune.adapters.registry import register_adapter
 from vtprune.layout import ImageLayout, video_layout
 
 _FRAMES = "pixel_values_videos"

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from vtprune.adapters.base import Adapter, Borders, Vision, register_adapter
+from vtprune.adapters.base import Adapter, Borders, Vision
+from vtprune.adapters.registry import register_adapter
 from vtprune.adapters.towers import find_layers
 from vtprune.layout import ImageLayout, grid_layout
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from vtprune.adapters.base import register_adapter
 from vtprune.adapters.indexed_attention import IndexedAttentionAdapter
 from vtprune.adapters.pixtral import PixtralAdapter
+from vtprune.adapters.registry import register_adapter
 
 
 @register_adapter

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from vtprune.adapters.base import Adapter, Placeholder, Vision, register_adapter
+from vtprune.adapters.base import Adapter, Placeholder, Vision
+from vtprune.adapters.registry import register_adapter
 from vtprune.adapters.towers import find_layers
 from vtprune.layout import ImageLayout, grid_layout, video_layout
 

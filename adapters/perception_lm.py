@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from vtprune.adapters.base import Adapter, Borders, Placeholder, register_adapter, square_layout
-from vtprune.layout import ImageLayout, join_layouts
+from vtprune.adapters.base import Adapter, Borders, Placeholder
+from vtprune.adapters.registry import register_adapter
+from vtprune.layout import ImageLayout, join_layouts, square_layout
 
 
 @register_adapter

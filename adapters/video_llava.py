@@ -7,8 +7,9 @@ from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any
 
-from vtprune.adapters.base import Adapter, Vision, register_adapter
+from vtprune.adapters.base import Adapter, Vision
 from vtprune.adapters.llava import chosen_layers
+from vtprune.adapters.registry import register_adapter
 from vtprune.layout import ImageLayout, Segment, grid_layout
 
 

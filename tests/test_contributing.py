@@ -75,14 +75,15 @@ def test_documents_would_show_it(name: str) -> None:
 def test_the_family_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from zoo import common
 
-    from vtprune.adapters import base, check_adapter, find_adapter
+    from vtprune.adapters import check_adapter, find_adapter
+    from vtprune.adapters import registry as families
 
     text = TEXT.split("<!-- begin: family -->\n```python\n")[1].split("```\n<!-- end: family -->")[0]
-    monkeypatch.setattr(base, "_ADAPTERS", dict(base._ADAPTERS))
+    monkeypatch.setattr(families, "_ADAPTERS", dict(families._ADAPTERS))
     names: dict[str, Any] = {"__name__": "example_family"}
     exec(compile(text, "example_family", "exec"), names)
     cls = names["PaliGemmaLikeAdapter"]
-    base._ADAPTERS["paligemma"] = cls
+    families._ADAPTERS["paligemma"] = cls
     model = common.build("paligemma")
     assert type(find_adapter(model)) is cls
     module = common.load("paligemma")

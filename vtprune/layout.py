@@ -239,3 +239,26 @@ def grid_layout(height: int, width: int) -> ImageLayout:
     """
     patches = tuple(range(height * width))
     return ImageLayout((Segment(height, width),), patches, views=1, patches_per_view=height * width)
+
+
+def square_layout(tokens: int) -> ImageLayout:
+    """A square of tokens, or a single row where their number is no square."""
+    side = math.isqrt(tokens)
+    if side * side == tokens:
+        return grid_layout(side, side)
+    return ImageLayout((Segment(1, tokens),), tuple(range(tokens)), views=1, patches_per_view=tokens)
+
+
+def merged_layout(tokens: int, frames: int, height: int, width: int) -> ImageLayout:
+    """The layout of so many tokens made of `frames x height x width` patches, merged in squares.
+
+    Raises:
+        ValueError: The patches do not make so many tokens.
+    """
+    for side in range(1, min(height, width) + 1):
+        rows, columns = height // side, width // side
+        times = tokens // (rows * columns)
+        whole = rows * side == height and columns * side == width and times * rows * columns == tokens
+        if whole and times and frames % times == 0:
+            return video_layout(times, rows, columns)
+    raise ValueError(f"{frames} x {height} x {width} patches do not make {tokens} tokens")
