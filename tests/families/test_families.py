@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -16,9 +17,12 @@ import vtprune
 from vtprune.adapters import check_adapter, find_adapter
 from vtprune.adapters.conformance import ScatteredPruner, visual_tokens
 from vtprune.context import Context
+from vtprune.docs import RECORDS
+from vtprune.model_docs import supported as supported_types
 from vtprune.pruner import Reduction, Signal
 
 TYPES = [name for name in common.model_types() if hasattr(common.load(name), "inputs")]
+SUPPORTED = supported_types(json.loads(RECORDS.read_text(encoding="utf-8")))
 VIDEO_TYPES = [name for name in TYPES if hasattr(common.load(name), "video_inputs")]
 FRAMES = 8
 METHODS = ["cdpruner", "divprune", "fastv", "pyramiddrop", "random", "visionzip"]
@@ -35,12 +39,14 @@ def pictures(module: ModuleType) -> list[list[Image.Image]]:
 
 
 def is_refused(name: str) -> str | None:
-    """Why a type is refused, or `None`."""
+    """Why a type is refused, or `None`; a type that the documents call supported must not be."""
+    refusal = None
     try:
         find_adapter(model(name))
     except ValueError as error:
-        return str(error)
-    return None
+        refusal = str(error)
+    assert refusal is None or name not in SUPPORTED, f"{name} is called supported, but refused: {refusal}"
+    return refusal
 
 
 def supported(names: list[str]) -> Any:

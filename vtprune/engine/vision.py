@@ -65,12 +65,12 @@ class VisionRecord:
         """First patch of each image."""
         return _starts(layout.total_patches for layout in self.layouts)
 
-    @property
+    @cached_property
     def attention(self) -> torch.Tensor:
         """Attention received by each patch in the layer that feeds the projector, `(patches, heads)`, fp32."""
         return self.looked_at(self.adapter.vision.features[-1])
 
-    @property
+    @cached_property
     def keys(self) -> torch.Tensor:
         """Keys of each patch in that layer, `(patches, heads, head_dim)`."""
         return self.keys_of(self.adapter.vision.features[-1])
