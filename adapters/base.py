@@ -370,13 +370,18 @@ class Adapter:
         return states
 
     @cached_property
+    def tower(self) -> nn.Module | None:
+        """The vision tower, where it is one module."""
+        return find_tower(self.base)
+
+    @cached_property
     def vision(self) -> Vision:
         """The vision side.
 
         Raises:
             ValueError: The tower or its settings are not understood.
         """
-        tower = find_tower(self.base)
+        tower = self.tower
         if tower is None:
             return Vision()
         layers, attentions = find_layers(tower)

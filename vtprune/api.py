@@ -17,6 +17,7 @@ from vtprune.reporting import Report
 if TYPE_CHECKING:
     from vtprune.adapters.base import Adapter
     from vtprune.engine.engine import Engine
+    from vtprune.engine.graphs import Graph
     from vtprune.question import QuestionReader
     from vtprune.text_tower import TextTower
 
@@ -34,6 +35,7 @@ def wrap(
     images_per_prompt: int | None = None,
     text_tower: str | PathLike[str] | TextTower | None = None,
     processor: Any = None,
+    graph: bool | Graph = False,
     **options: Any,
 ) -> ModelT:
     """Makes a vision-language model prune its visual tokens, in place; `generate` is called as before.
@@ -53,6 +55,11 @@ def wrap(
             `TextTower`. The default is the one that belongs to the model's vision tower.
         processor: The model's processor or tokenizer, with which the same methods read the question from the prompt;
             by default that of the model's own folder.
+        graph: Whether vision tower, prefill with the selection in it, and decoding on a static cache
+            (`generate(cache_implementation="static")`) are recorded in CUDA graphs at first and replayed from then
+            on; a `Graph` says how. The first prompt of each size takes seconds, all others no kernel launches. Needs
+            a CUDA device; what cannot be recorded runs as ever, and a warning says why. Weights, their number type
+            and the attention implementation must stay as they are while the model is wrapped.
         **options: Hyper-parameters of a method that is given by name.
 
     Returns:
@@ -67,6 +74,7 @@ def wrap(
     """
     from vtprune.adapters import find_adapter
     from vtprune.engine.engine import Engine
+    from vtprune.engine.graphs import Graph
 
     stock = _stock(model)
     method = make_pruner(pruner, **options)
@@ -76,13 +84,16 @@ def wrap(
         raise ValueError(f"positions must be 'keep' or 'pack', got {positions!r}")
     if images_per_prompt is not None and (not isinstance(images_per_prompt, int) or images_per_prompt < 1):
         raise ValueError(f"images_per_prompt must be an integer of at least 1, got {images_per_prompt!r}")
+    if not isinstance(graph, bool | Graph):
+        raise TypeError(f"graph must be True, False or a vtprune.Graph, got {graph!r}")
+    recording = Graph() if graph is True else graph or None
     if _engine(model) is not None:
         raise ValueError(
             f"{type(model).__name__} is wrapped already, with {_engine(model)!r}; call vtprune.unwrap(model) first"
         )
     adapter = find_adapter(stock)
     tower, reader = _question_side(adapter, method, text_tower, processor)
-    engine = Engine(stock, adapter, method, limit, where, images_per_prompt, tower, reader)
+    engine = Engine(stock, adapter, method, limit, where, images_per_prompt, tower, reader, recording)
     engine.attach()
     stock.__dict__[_ATTRIBUTE] = engine
     return model
@@ -115,6 +126,7 @@ def pruning(
     images_per_prompt: int | None = None,
     text_tower: str | PathLike[str] | TextTower | None = None,
     processor: Any = None,
+    graph: bool | Graph = False,
     **options: Any,
 ) -> Iterator[ModelT]:
     """`wrap` for the length of a `with` block; undone also when the block raises.
@@ -131,6 +143,7 @@ def pruning(
         images_per_prompt=images_per_prompt,
         text_tower=text_tower,
         processor=processor,
+        graph=graph,
         **options,
     )
     try:

@@ -60,12 +60,12 @@ class Report:
         positions: `"keep"` or `"pack"`.
         layouts: For each sample the layout of each image.
         traces: The stages that removed something.
-        columns: Position of every visual token before pruning, image after image, counted through the rows.
-        prompt_length: Tokens of a row before pruning, padding included.
+        visual: Where visual tokens stand in the padded prompt, `(batch, length)` booleans.
         lengths: Tokens of a row that each decoder layer processed, padding included.
         batch: Rows.
         shape: The decoder's sizes.
         bytes_per_value: Size of one cached value.
+        captured: Whether the decoder was replayed from a captured graph.
     """
 
     def __init__(
@@ -77,12 +77,12 @@ class Report:
         positions: str,
         layouts: Sequence[Sequence[ImageLayout]],
         traces: Sequence[StageTrace],
-        columns: torch.Tensor | None,
-        prompt_length: int,
+        visual: torch.Tensor,
         lengths: Sequence[int],
         batch: int,
         shape: DecoderShape | LayerCosts,
         bytes_per_value: int,
+        captured: bool = False,
     ) -> None:
         self.pruner = pruner
         self.config = config
@@ -92,8 +92,8 @@ class Report:
         self.batch = batch
         self.lengths = tuple(lengths)
         self._traces = tuple(traces)
-        self._columns = columns
-        self._prompt_length = prompt_length
+        self.captured = captured
+        self._visual = visual
         self._shape = shape
         self._bytes_per_value = bytes_per_value
 
@@ -163,8 +163,7 @@ class Report:
         return f"Report({self.pruner}, {self.budget}, positions={self.positions}, {stages or 'nothing removed'})"
 
     def _stage(self, trace: StageTrace) -> StageReport:
-        assert self._columns is not None
-        origin, columns = trace.origin.cpu(), self._columns.cpu()
+        origin, columns = trace.origin.cpu(), self._visual.cpu().nonzero()[:, 1]
         weights = None if trace.bias is None else trace.bias.cpu().exp()
         kept: list[torch.Tensor] = []
         images: list[list[torch.Tensor]] = []
@@ -180,7 +179,7 @@ class Report:
                 of_row.append(of_image)
                 if weights is not None:
                     sizes[-1].append(weights[start : start + count])
-                positions.append(columns[first + of_image] % self._prompt_length)
+                positions.append(columns[first + of_image])
                 start, first, number = start + count, first + layout.tokens, number + 1
             images.append(of_row)
             places.append([layout.places[found] for layout, found in zip(row, of_row, strict=True)])

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
+from vtprune.engine.static_cache import restore_static_layers
+
 _ATTRIBUTE = "_vtprune_state"
 
 
@@ -129,6 +131,7 @@ class PrunedCache:
         """Empties the cache and forgets what was pruned."""
         parent: Any = super()
         parent.reset()
+        restore_static_layers(self)
         self.__dict__.pop(_ATTRIBUTE, None)
 
 

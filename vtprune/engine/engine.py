@@ -13,12 +13,15 @@ import torch
 from torch import nn
 
 from vtprune.budget import Budget
-from vtprune.engine.cache_names import cache_in
+from vtprune.engine.cache_names import CACHE_NAMES, cache_in
 from vtprune.engine.cache_state import CacheState, state_of
 from vtprune.engine.checks import DECODER_STATES, NEXT, UNROTATED, check_fit, named_encoder_layers
+from vtprune.engine.graphs import Graph, Graphs, Recordings
 from vtprune.engine.images import Images, assign_images
+from vtprune.engine.pass_inputs import PassInputs
 from vtprune.engine.run import Run
-from vtprune.engine.sequence import Tokens
+from vtprune.engine.sequence import Left
+from vtprune.engine.static_cache import shorten_static_layers
 from vtprune.engine.taps import AttentionStates, watch
 from vtprune.engine.vision import VisionRecord, hash_pictures
 from vtprune.layout import ImageLayout
@@ -55,7 +58,8 @@ class _Local(threading.local):
         self.ahead: dict[str, VisionRecord] = {}  # encoded before the pass that uses them
         self.records: list[VisionRecord] = []
         self.run: Run | None = None
-        self.left: Tokens | None = None  # of the pass that just ended; not the pass itself, which holds large states
+        self.left: Left | None = None  # of the pass that just ended; not the pass itself, which holds large states
+        self.recordings: Recordings | None = None
 
 
 class Engine:
@@ -70,6 +74,7 @@ class Engine:
         images_per_prompt: Images in every row of a batch, if that is promised; saves asking the device.
         text_tower: CLIP's text side, for methods that compare patches with the question.
         question_reader: Reads the question from a prompt's tokens, for the same methods.
+        graph: How prefill and decoding are recorded in CUDA graphs; `None` to launch kernel by kernel.
 
     Raises:
         ValueError: The method, its layers, the budget or its signals do not fit the model.
@@ -85,6 +90,7 @@ class Engine:
         images_per_prompt: int | None = None,
         text_tower: TextTower | None = None,
         question_reader: QuestionReader | None = None,
+        graph: Graph | None = None,
     ) -> None:
         self.model = model
         self.adapter = adapter
@@ -104,7 +110,8 @@ class Engine:
         self.attention_before = [adapter.attention_before(number) for number in numbers]
         self.signals = pruner.signals | (pruner.optional_signals - adapter.missing.keys())
         self.last_report: Report | None = None
-        self._local = _Local()
+        self.local = _Local()
+        self._graphs = None if graph is None else Graphs(self, graph)
         self._undo: list[Callable[[], None]] = []
         self._entry_arguments: tuple[str, ...] = ()
         self._schedules: dict[tuple[Any, ...], list[tuple[int, ...]]] = {}
@@ -154,6 +161,8 @@ class Engine:
             self._attach_vision()
             self._attach_decoder()
             self._attach_loss()
+            if self._graphs is not None:
+                self._undo += self._graphs.attach()
         except BaseException:
             self.detach()
             raise
@@ -203,7 +212,7 @@ class Engine:
     def _kind(self, method: str) -> str:
         """The kind of input that a method is called for; one that encodes several takes them in their order."""
         kinds = [placeholder.kind for placeholder in self.adapter.placeholders if placeholder.encode == method]
-        prompt, seen = self._local.prompt, {record.kind for record in self._local.records}
+        prompt, seen = self.local.prompt, {record.kind for record in self.local.records}
         given = [kind for kind in kinds if prompt is not None and kind in prompt.kinds and kind not in seen]
         return (given or kinds)[0]
 
@@ -233,7 +242,7 @@ class Engine:
 
         @functools.wraps(original)
         def loss_function(logits: torch.Tensor, labels: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            left = self._local.left
+            left = self.local.left
             if left is not None and labels is not None and logits.shape[1] != labels.shape[1]:
                 labels = left.labels(labels)
             return original(logits, labels, *args, **kwargs)
@@ -259,7 +268,7 @@ class Engine:
         kwargs: dict[str, Any],
     ) -> Any:
         """Runs the vision tower with a record open, which then rides on its output."""
-        local = self._local
+        local = self.local
         if local.open is not None:
             return encode(*args, **kwargs)  # videos encoded as images, by the method for images
         arguments = {**arguments, **arguments.pop("kwargs", {})}
@@ -286,31 +295,31 @@ class Engine:
         return output
 
     def _see_features(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if self._local.open is not None and args:
-            self._local.open.features = args[0]
+        if self.local.open is not None and args:
+            self.local.open.features = args[0]
 
     def _see_cls(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self._local.open is not None:
+        if self.local.open is not None:
             states = output if isinstance(output, torch.Tensor) else output[0]
-            self._local.open.cls_states.append(states[:, self.vision.cls or 0])
+            self.local.open.cls_states.append(states[:, self.vision.cls or 0])
 
     def _see_encoder_attention(self, layer: int, states: AttentionStates) -> None:
-        if self._local.open is not None:
-            self._local.open.calls.setdefault(layer, []).append(states)
+        if self.local.open is not None:
+            self.local.open.calls.setdefault(layer, []).append(states)
 
     def _see_encoder_output(self, layer: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self._local.open is not None:
+        if self.local.open is not None:
             states = output if isinstance(output, torch.Tensor) else output[0]
-            self._local.open.outputs.setdefault(layer, []).append(states)
+            self.local.open.outputs.setdefault(layer, []).append(states)
 
     def _see_decoder_attention(self, layer: int, states: AttentionStates) -> None:
-        if self._local.run is not None:
-            self._local.run.peek.receive(layer, states)
-            self._local.run.keep_states(layer, states)
+        if self.local.run is not None:
+            self.local.run.peek.receive(layer, states)
+            self.local.run.keep_states(layer, states)
 
     def _enter_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Takes down what the decoder will not be told: token ids, plain padding, and whether there are images."""
-        local = self._local
+        local = self.local
         local.prompt = local.open = local.run = local.left = None
         local.records = []
         given = {**dict(zip(self._entry_arguments, args, strict=False)), **kwargs}
@@ -359,7 +368,7 @@ class Engine:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Opens a run if this pass prunes, or continues a cache that was pruned."""
-        local = self._local
+        local = self.local
         prompt, records = local.prompt, local.records
         local.prompt = local.run = local.left = None
         local.records, local.ahead = [], {}
@@ -374,7 +383,8 @@ class Engine:
             records = [replace(record, layouts=layouts) for record, layouts in zip(records, filled, strict=True)]
         cache = cache_in(kwargs)
         state = self._cached_state(cache, visual is not None)
-        if visual is None and (state is None or not state.boundaries):
+        replayed = state is not None and self._graphs is not None
+        if visual is None and not replayed and (state is None or not state.boundaries):
             if embeddings.shape[1] > 1 and (cache is None or _is_empty(cache)):
                 self.last_report = None  # a prompt without images: there is nothing to tell of it
             return None
@@ -388,20 +398,20 @@ class Engine:
             # The decoder would count from the length of its first layer's cache, which may have been pruned.
             positions = torch.arange(state.seen, state.seen + embeddings.shape[1], device=embeddings.device)
             kwargs["position_ids"] = positions.unsqueeze(0)
-        run = Run(
-            self,
-            embeddings=embeddings,
-            entering=functools.partial(self.adapter.entering, dict(kwargs)),
+        given = PassInputs(
+            arguments={name: value for name, value in kwargs.items() if name not in CACHE_NAMES},
             cache=cache,
             state=state,
             mask=mask if prompt is None or prompt.mask is None else prompt.mask,
             visual=visual,
             images=images,
-            positions=kwargs.get("position_ids"),
             ids=ids if visual is not None and Signal.CLIP_TEXT in self.signals else None,
         )
+        run = Run(self, given)
         if run.is_active:
-            run.inject(self.adapter.injections(kwargs))
+            run.given = replace(given, injected=self.adapter.injections(kwargs))
+        if visual is not None:
+            shorten_static_layers(cache, run)
         if any(getattr(layer, "gradient_checkpointing", False) for layer in self.layers) and module.training:
             # Recomputation in the backward pass runs the layer hooks again, after the run is over.
             kwargs[_RUN] = run
@@ -436,7 +446,7 @@ class Engine:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Opens the run of a decoder that embeds the prompt itself, at its first layer."""
-        if self._local.prompt is None:
+        if self.local.prompt is None:
             return None
         states = {"inputs_embeds": args[0] if args else kwargs["hidden_states"]}
         entered = self._enter_decoder(module, (), {**kwargs, **states})
@@ -474,7 +484,7 @@ class Engine:
     def _before_layer(
         self, number: int, names: tuple[str, ...], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        run = kwargs.pop(_RUN, None) or self._local.run
+        run = kwargs.pop(_RUN, None) or self.local.run
         if run is None or not run.is_active:
             return None
         given = {**dict(zip(names, args, strict=False)), **kwargs}
@@ -482,10 +492,10 @@ class Engine:
         return (hidden,), given
 
     def _leave_decoder(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        run, self._local.run = self._local.run, None
+        run, self.local.run = self.local.run, None
         if run is not None and output is not None:
+            self.local.left = run.left
             run.finish()
-            self._local.left = run.left
 
 
 def _is_empty(cache: Any) -> bool:

@@ -11,6 +11,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from vtprune.engine.cache_names import cache_in
 from vtprune.engine.cache_state import CachedTokens
 from vtprune.engine.sequence import Tokens
+from vtprune.engine.static_cache import is_static
 from vtprune.engine.taps import implementation
 from vtprune.engine.views import gather_block_mask, gather_embeddings, is_causal, weighed_mask
 from vtprune.ops.positions import closed_positions
@@ -63,6 +64,9 @@ class LayerArguments:
         allowed = None if allowed is None else allowed.to(hidden.device)
         plane = self._run.engine.adapter.plane(hidden)
         columns = cached.upto(self._run.seen + self._run.length).to(hidden.device)
+        if allowed is None and is_static(cache_in(kwargs), layer):
+            # Without a mask a single query would be taken to see the empty slots behind it too.
+            allowed = torch.ones_like(columns, dtype=torch.bool)
         if self._run.allowed is not None:
             left = (self._run.allowed.cumsum(1) == 0).sum(1, keepdim=True).to(hidden.device)
             columns = columns - left

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +13,14 @@ import torch
 from vtprune.engine.cache_names import cache_in
 from vtprune.engine.cache_state import CachedTokens, CacheState, attach_state
 from vtprune.engine.checks import DECODER_STATES, UNROTATED
-from vtprune.engine.images import Images
 from vtprune.engine.layer_arguments import LayerArguments
+from vtprune.engine.pass_inputs import PassInputs
 from vtprune.engine.peek import Peek
 from vtprune.engine.query_rows import attention_from
 from vtprune.engine.selection import Step, prune_images
-from vtprune.engine.sequence import Tokens, start_tokens
+from vtprune.engine.sequence import Left, Tokens, start_tokens
 from vtprune.engine.taps import AttentionStates
 from vtprune.engine.views import View, allowed_columns, gather_others
-from vtprune.pruner import Signal
 from vtprune.reporting import Report, StageTrace
 
 if TYPE_CHECKING:
@@ -29,69 +28,87 @@ if TYPE_CHECKING:
     from vtprune.text_tower import TextEmbeddings
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What a pass leaves behind beside the model's output.
+
+    Args:
+        cached: The tokens that the layers from each boundary on have cached.
+        traces: The stages that removed something.
+        lengths: Tokens of a row that each decoder layer processed, padding included.
+    """
+
+    cached: dict[int, CachedTokens] = field(default_factory=dict)
+    traces: list[StageTrace] = field(default_factory=list)
+    lengths: tuple[int, ...] = ()
+
+
 class Run:
     """A forward pass of the decoder, from its entry to its exit.
 
+    What needs the device is worked out when it is asked for: a pass that is replayed from a graph asks for little.
+
     Args:
         engine: The engine of the wrapped model.
-        embeddings: What the decoder is given, `(batch, length, dim)`.
-        entering: Makes of it what the first layer is given.
-        cache: The cache it was given, or `None`.
-        state: What is known about the tokens in that cache.
-        mask: The attention mask it was given, in any form.
-        visual: Placeholder positions, `(batch, length)`, when this pass brings images.
-        images: The images they belong to.
-        positions: The decoder's `position_ids`, in the form in which it was given them.
-        ids: The prompt's token ids, `(batch, length)`, where the method reads the question.
+        given: What the decoder is given.
+        plan: For each decoder layer the stages before it, where that is known; it follows from `given`.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        *,
-        embeddings: torch.Tensor,
-        entering: Callable[[], torch.Tensor],
-        cache: Any,
-        state: CacheState | None,
-        mask: Any,
-        visual: torch.Tensor | None,
-        images: Images,
-        positions: torch.Tensor | None = None,
-        ids: torch.Tensor | None = None,
-    ) -> None:
+    def __init__(self, engine: Engine, given: PassInputs, plan: dict[int, list[Step]] | None = None) -> None:
         self.engine = engine
-        after_merge = engine.vision.projector is None and Signal.ENCODER_FEATURES in engine.signals
-        self.embeddings = entering() if after_merge or Signal.TEXT_EMBEDDINGS in engine.signals else None
-        self.bytes_per_value = embeddings.element_size()
-        self.images = images
-        self.rows = images.rows
-        self.layouts = images.layouts
-        self.batch, self.length = embeddings.shape[:2]
-        if visual is None:
-            visual = torch.zeros(self.batch, self.length, dtype=torch.bool, device=embeddings.device)
-        self.visual = visual
+        self.given = given
+        self.images = given.images
+        self.rows = given.images.rows
+        self.layouts = given.images.layouts
+        self.batch, self.length = given.embeddings.shape[:2]
+        self.bytes_per_value = given.embeddings.element_size()
         self.with_gradient = torch.is_grad_enabled()
         self.peek = Peek()
-        self._ids = ids
-        self._arguments = LayerArguments(self, positions)
-        self._injected: dict[int, torch.Tensor] = {}
-        self._cache = cache
-        self._state = state or CacheState()
-        self.allowed = allowed_columns(mask, self._state, self.seen, self.length)
-        # Padding among the tokens of this pass; the tokens cached before are not part of it.
-        self.padding = None if self.allowed is None else self.allowed[:, -self.length :]
-
-        self._plan = self._steps()
-        self._boundaries = sorted({*self._plan, *self._state.boundaries})
-        self._start: Tokens | None = start_tokens(self.visual, self.rows, self.counts) if self._plan else None
+        self._arguments = LayerArguments(self, given.positions)
+        self._cache = given.cache
+        self._state = given.state or CacheState()
+        self.plan = self._steps() if plan is None else plan
+        self._boundaries = sorted({*self.plan, *self._state.boundaries})
         self._before: dict[int, Tokens] = {}
         self._entered: dict[int, Tokens | None] = {}
         self._views: dict[tuple[int, tuple[str, bool], int, int], View] = {}
-        self._cached: dict[int, CachedTokens] = {}
         self._states: dict[int, AttentionStates] = {}
         self._unrotated: dict[int, AttentionStates] = {}
-        self._traces: list[StageTrace] = []
-        self._current = self._start
+        self._current: Tokens | None = None
+        self._outcome = Outcome()
+        self._adopted = False
+
+    @cached_property
+    def embeddings(self) -> torch.Tensor:
+        """What the first decoder layer is given, `(batch, length, dim)`."""
+        return self.engine.adapter.entering(self.given.arguments)
+
+    @cached_property
+    def visual(self) -> torch.Tensor:
+        """Placeholder positions of this pass, `(batch, length)`."""
+        if self.given.visual is not None:
+            return self.given.visual
+        return torch.zeros(self.batch, self.length, dtype=torch.bool, device=self.given.embeddings.device)
+
+    @cached_property
+    def allowed(self) -> torch.Tensor | None:
+        """Which prompt columns, old and new, hold real tokens, `(batch, seen + length)`; `None` without padding."""
+        return allowed_columns(self.given.mask, self._state, self.seen, self.length)
+
+    @property
+    def padding(self) -> torch.Tensor | None:
+        """The same for the tokens of this pass alone, `(batch, length)`."""
+        return None if self.allowed is None else self.allowed[:, -self.length :]
+
+    @property
+    def _present(self) -> Tokens | None:
+        """The tokens that are there now."""
+        return self._current if self._entered else self._start
+
+    @cached_property
+    def _start(self) -> Tokens | None:
+        """All tokens of the prompt, where this pass removes some."""
+        return start_tokens(self.visual, self.rows, self.counts) if self.plan else None
 
     @property
     def counts(self) -> list[int]:
@@ -104,9 +121,14 @@ class Run:
         return self._state.seen
 
     @property
-    def left(self) -> Tokens | None:
-        """The tokens present now; `None` when this pass removes none."""
-        return self._current
+    def left(self) -> Left | None:
+        """What is left of the prompts; `None` when this pass removes nothing."""
+        outcome = self._outcome if self._adopted else self.outcome
+        if not self.plan or not outcome.cached:
+            return None
+        last = outcome.cached[max(outcome.cached)]
+        columns = last.columns[:, -outcome.lengths[-1] :]
+        return Left(columns - self.seen if self.seen else columns, last.fillers)
 
     @property
     def is_active(self) -> bool:
@@ -117,7 +139,7 @@ class Run:
     def taps(self) -> set[int]:
         """Decoder layers whose query and key states a stage of this pass needs."""
         stages = self.engine.stages_with(DECODER_STATES)
-        return {self.attention_before(layer) for layer in self._plan if layer in stages}
+        return {self.attention_before(layer) for layer in self.plan if layer in stages}
 
     def attention_before(self, layer: int) -> int:
         """The decoder layer whose queries and keys a stage before `layer` looks at: the last one with attention."""
@@ -128,19 +150,20 @@ class Run:
     @cached_property
     def question(self) -> TextEmbeddings:
         """CLIP text embeddings of each row's question; reading it waits for the device once."""
-        reader, tower = self.engine.question_reader, self.engine.text_tower
-        if self._ids is None:
+        if self.given.question is not None:
+            return self.given.question
+        reader, tower, ids = self.engine.question_reader, self.engine.text_tower, self.given.ids
+        if ids is None:
             raise ValueError(
                 f"{self.engine.pruner.name} reads the question from the prompt's tokens: pass input_ids, not "
                 "inputs_embeds alone"
             )
         assert reader is not None
         assert tower is not None
-        return tower.encode(reader.read(self._ids, None if self.padding is None else self.padding))
+        return tower.encode(reader.read(ids, self.padding))
 
     def visual_inputs(self, images: Sequence[int]) -> torch.Tensor:
         """What the decoder was given for all tokens of images of one layout, `(images, tokens, dim)`."""
-        assert self.embeddings is not None
         assert self._start is not None
         slots = self._start.of_images(self._start.slots, images)
         return self.embeddings.flatten(0, 1)[slots.to(self.embeddings.device)]
@@ -215,7 +238,7 @@ class Run:
         if layer in self._boundaries:
             hidden = self._enter(layer, hidden, kwargs)
         if layer in self._unrotated_layers and layer not in self._unrotated:
-            tokens = self._entered.get(layer, self._current)
+            tokens = self._entered.get(layer, self._present)
             self._unrotated[layer] = self._ahead(layer, tokens, hidden, kwargs, rotated=False)
         boundary = self._boundary_of(layer)
         if boundary is not None:
@@ -248,36 +271,59 @@ class Run:
             kwargs["position_embeddings"] = self.engine.adapter.rotary(hidden, positions, layer)
         return hidden
 
-    def inject(self, features: Mapping[int, torch.Tensor]) -> None:
-        """Takes over features of all visual tokens that the decoder would add before some of its layers."""
-        self._injected = dict(features)
-
     def _with_injected(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
         """Adds what is to be added before this layer to the visual tokens that came so far."""
-        if layer not in self._injected:
+        if layer not in self.given.injected:
             return hidden
         boundary = self._boundary_of(layer - 1)
         tokens = self._start if boundary is None else self._entered[boundary]
         assert tokens is not None
         tokens = tokens.to(hidden.device)
-        added = self._injected[layer].to(hidden.device, hidden.dtype)[tokens.numbers]
+        added = self.given.injected[layer].to(hidden.device, hidden.dtype)[tokens.numbers]
         return hidden.flatten(0, 1).index_add(0, tokens.slots, added).view_as(hidden)
+
+    @property
+    def planned_lengths(self) -> tuple[int, ...] | None:
+        """Tokens of a row, padding included, that each layer will be given; `None` where the method decides."""
+        lengths = [self.length] * len(self.engine.layers)
+        for layer, steps in sorted(self.plan.items()):
+            targets = steps[-1].targets
+            if targets is None:
+                return None
+            removed = [0] * self.batch
+            for row, before, after in zip(self.rows, self.counts, targets, strict=True):
+                removed[row] += before - after
+            lengths[layer:] = [self.length - min(removed)] * (len(lengths) - layer)
+        return tuple(lengths)
+
+    @property
+    def outcome(self) -> Outcome:
+        """What the layers that have run so far leave behind."""
+        lengths = [self.length] * len(self.engine.layers)
+        for layer, tokens in self._entered.items():
+            if tokens is not None:
+                lengths[layer:] = [tokens.length] * (len(lengths) - layer)
+        return replace(self._outcome, lengths=tuple(lengths))
+
+    def adopt(self, outcome: Outcome, cache: Any) -> None:
+        """Takes over what a replay of a pass like this one left behind, in the cache that it filled."""
+        self._outcome, self._cache, self._adopted = outcome, cache, True
 
     def finish(self) -> None:
         """Writes down what the cache now holds, and the report."""
-        if self._cache is not None and (self._boundaries or self._state.seen):
+        outcome = self._outcome if self._adopted else self.outcome
+        if self._cache is not None and (self._boundaries or self._state.seen or self._adopted):
+            padding = self.allowed if self.length > 1 else self._state.padding
             state = attach_state(self._cache)
-            state.boundaries = {**self._state.boundaries, **self._cached}
-            state.seen = self.seen + self.length
-            if self.length > 1:
-                state.padding = self.allowed
+            state.boundaries = {**self._state.boundaries, **outcome.cached}
+            state.seen, state.padding = self.seen + self.length, padding
         if self.layouts:
-            self.engine.last_report = self._report()
+            self.engine.last_report = self._report(outcome)
 
     @cached_property
     def _unrotated_layers(self) -> set[int]:
         """Layers that a stage of this pass wants to see without rotary."""
-        return {self.attention_before(layer) for layer in self.engine.stages_with(UNROTATED) if layer in self._plan}
+        return {self.attention_before(layer) for layer in self.engine.stages_with(UNROTATED) if layer in self.plan}
 
     def _boundary_of(self, layer: int) -> int | None:
         """The last boundary that was entered up to a layer."""
@@ -315,22 +361,22 @@ class Run:
 
     def _enter(self, layer: int, hidden: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
         again = layer in self._entered
-        tokens = self._before.get(layer, self._current)
+        tokens = self._before.get(layer, self._present)
         if tokens is not None:
             tokens = tokens.to(hidden.device)
             self._before[layer] = tokens
-        for step in self._plan.get(layer, ()):
+        for step in self.plan.get(layer, ()):
             assert tokens is not None
             ahead = functools.cache(functools.partial(self._ahead, layer, tokens, hidden, kwargs))
             gather, hidden = prune_images(self, layer, step, tokens, hidden, ahead)
             tokens = gather.after
             if not again:
                 bias = None if tokens.bias is None else tokens.bias.flatten()[tokens.slots]
-                self._traces.append(StageTrace(layer, gather.before.counts, tokens.counts, tokens.origin, bias))
+                self._outcome.traces.append(StageTrace(layer, gather.before.counts, tokens.counts, tokens.origin, bias))
         if not again:
             self._current = tokens
             self._cache = self._cache if self._cache is not None else cache_in(kwargs)
-            self._cached[layer] = self._cached_after(layer, tokens)
+            self._outcome.cached[layer] = self._cached_after(layer, tokens)
             self._entered[layer] = tokens
         return hidden
 
@@ -388,7 +434,7 @@ class Run:
             if not kind[1]:
                 mask = self._arguments.recurrent_mask(tokens, hidden, kwargs)
             else:
-                mask = self._arguments.mask(layer, tokens, hidden, kwargs, self._cached[boundary])
+                mask = self._arguments.mask(layer, tokens, hidden, kwargs, self._outcome.cached[boundary])
             self._views[key] = View(
                 attention_mask=mask,
                 position_embeddings=self._arguments.position_embeddings(layer, tokens, hidden, kwargs, past),
@@ -436,11 +482,7 @@ class Run:
         here = tokens.last_dim(self.padding.to(tokens.columns.device))
         return here if tokens.valid is None else here & tokens.valid
 
-    def _report(self) -> Report:
-        lengths = [self.length] * len(self.engine.layers)
-        for layer, tokens in self._entered.items():
-            if tokens is not None:
-                lengths[layer:] = [tokens.length] * (len(lengths) - layer)
+    def _report(self, outcome: Outcome) -> Report:
         layouts = [
             [layout for layout, owner in zip(self.layouts, self.rows, strict=True) if owner == row]
             for row in range(self.batch)
@@ -451,11 +493,11 @@ class Run:
             budget=self.engine.budget,
             positions=self.engine.positions,
             layouts=layouts,
-            traces=self._traces,
-            columns=None if self._start is None else self._start.slots,
-            prompt_length=self.length,
-            lengths=lengths,
+            traces=outcome.traces,
+            visual=self.visual,
+            lengths=outcome.lengths,
             batch=self.batch,
             shape=self.engine.shape,
             bytes_per_value=self.bytes_per_value,
+            captured=self._adopted,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
@@ -99,18 +100,6 @@ class Tokens:
         blocked = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
         return mask.masked_fill(~self.valid[:, None, None, :], blocked)
 
-    def labels(self, labels: torch.Tensor) -> torch.Tensor:
-        """Training labels of the present slots from `(batch, prompt length)`.
-
-        Fillers are neither predicted nor do they predict: the first token of a row has nothing before it.
-        """
-        here = self.to(labels.device)
-        labels = here.last_dim(labels)
-        if here.valid is None:
-            return labels
-        follows_filler = torch.nn.functional.pad(~here.valid[:, :-1], (1, 0), value=False)
-        return labels.masked_fill(~here.valid | follows_filler, -100)
-
     def to(self, device: torch.device) -> Tokens:
         """The same on another device (sharded models)."""
         if self.slots.device == device:
@@ -138,6 +127,30 @@ class Tokens:
         for row, count in zip(self.rows, self.counts, strict=True):
             visual[row] += count
         return self.length - min(visual)
+
+
+class Left(NamedTuple):
+    """What is left of the prompts after the last stage.
+
+    Args:
+        columns: Prompt column of each slot, `(batch, slots)`; negative for fillers.
+        fillers: Whether there are any.
+    """
+
+    columns: torch.Tensor
+    fillers: bool
+
+    def labels(self, labels: torch.Tensor) -> torch.Tensor:
+        """Training labels of the slots from `(batch, prompt length)`.
+
+        Fillers are neither predicted nor do they predict: the first token of a row has nothing before it.
+        """
+        columns = self.columns.to(labels.device)
+        labels = labels.gather(1, columns.clamp_min(0))
+        if not self.fillers:
+            return labels
+        filler = columns < 0
+        return labels.masked_fill(filler | torch.nn.functional.pad(filler[:, :-1], (1, 0), value=False), -100)
 
 
 def visual_columns(visual: torch.Tensor, total: int) -> torch.Tensor:

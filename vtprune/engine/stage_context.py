@@ -174,7 +174,6 @@ class StageContext(Context):
     def text(self) -> torch.Tensor:
         """See `Context.text`."""
         self._require(Signal.TEXT_EMBEDDINGS)
-        assert self._run.embeddings is not None
         return self._here(self._run.embeddings)[self._rows]
 
     @cached_property
@@ -190,7 +189,6 @@ class StageContext(Context):
     def inputs(self) -> torch.Tensor:
         """See `Context.inputs`."""
         self._require(Signal.TEXT_EMBEDDINGS)
-        assert self._run.embeddings is not None
         return self._here(self._run.visual_inputs(self._images))
 
     @property

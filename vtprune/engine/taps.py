@@ -41,8 +41,12 @@ class AttentionStates:
 
     def to(self, device: torch.device) -> AttentionStates:
         """The same on another device."""
-        mask = self.mask.to(device) if isinstance(self.mask, torch.Tensor) else self.mask
-        return AttentionStates(self.queries.to(device), self.keys.to(device), self.scaling, mask)
+        return self.traverse(lambda tensor: tensor.to(device))
+
+    def traverse(self, visit: Callable[[torch.Tensor], torch.Tensor]) -> AttentionStates:
+        """The same with what `visit` makes of each tensor."""
+        mask = visit(self.mask) if isinstance(self.mask, torch.Tensor) else self.mask
+        return AttentionStates(visit(self.queries), visit(self.keys), self.scaling, mask)
 
 
 Watcher = Callable[[AttentionStates], None]

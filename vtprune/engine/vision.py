@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import accumulate
@@ -147,6 +147,24 @@ class VisionRecord:
             # Views packed into one row are cut where attention cut them, so that each loses its own registers.
             found = list(found[0].split(lengths, dim=1))
         return self._patches(found)
+
+    def traverse(self, visit: Callable[[torch.Tensor], torch.Tensor], pixels: bool) -> VisionRecord:
+        """The same with what `visit` makes of each tensor that was seen; of those it was given with `pixels` alone."""
+        return VisionRecord(
+            self.adapter,
+            self.kind,
+            {
+                name: visit(value) if pixels and isinstance(value, torch.Tensor) else value
+                for name, value in self.inputs.items()
+            },
+            self.layouts,
+            self.arranged,
+            None if self.image_hash is None else visit(self.image_hash),
+            None if self.features is None else visit(self.features),
+            [visit(states) for states in self.cls_states],
+            {layer: [states.traverse(visit) for states in calls] for layer, calls in self.calls.items()},
+            {layer: [visit(states) for states in outputs] for layer, outputs in self.outputs.items()},
+        )
 
     def patches(self, values: Sequence[torch.Tensor]) -> torch.Tensor:
         """Brings `(views, rows, ...)` of several calls to patches."""

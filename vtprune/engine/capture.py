@@ -1,0 +1,111 @@
+"""CUDA graphs: recording work once and replaying it without the host launching each kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+class Recorded(Generic[T]):
+    """Work on the device that was recorded with what it returned, whose tensors each replay fills anew.
+
+    Args:
+        work: What to record; called beforehand too, so that whatever is set up once is set up then.
+        pool: Memory that several recordings share; no two of them may run at the same time.
+        warmup: Calls beforehand.
+
+    Raises:
+        Exception: Whatever `work` raises, or the device where it does what cannot be recorded (asks for a value).
+    """
+
+    def __init__(self, work: Callable[[], T], pool: Any, warmup: int = 2) -> None:
+        # Tensors made in inference mode could not be written to outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            here = torch.cuda.current_stream()
+            aside = torch.cuda.Stream()
+            aside.wait_stream(here)
+            with torch.cuda.stream(aside):
+                for _ in range(warmup):
+                    work()
+            here.wait_stream(aside)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+                self.result = work()
+
+    def replay(self) -> T:
+        """Does the work again; its result holds until the next time."""
+        self._graph.replay()
+        return self.result
+
+
+def is_recording() -> bool:
+    """Whether somebody is recording on this thread's stream."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def fixed_like(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Memory that recorded work can read from, of another shape; it starts as zeros."""
+    with torch.inference_mode(False):
+        return torch.zeros(tuple(shape), dtype=tensor.dtype, device=tensor.device)
+
+
+def put(sources: Iterable[torch.Tensor], targets: Iterable[torch.Tensor], blocked: Iterable[bool]) -> None:
+    """Copies tensors to where recorded work reads them, each to the end of a target that may be larger.
+
+    Args:
+        sources: What comes in.
+        targets: Where it goes.
+        blocked: Whether what is free in front is to be the lowest number there is, instead of 0.
+    """
+    plain: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+    for source, target, block in zip(sources, targets, blocked, strict=True):
+        if source.data_ptr() == target.data_ptr() and source.shape == target.shape:
+            continue
+        if source.shape != target.shape:
+            target.fill_(torch.finfo(target.dtype).min if block and target.is_floating_point() else 0)
+            end = tuple(slice(size - own, None) for size, own in zip(target.shape, source.shape, strict=True))
+            target = target[end]
+        plain[0].append(target)
+        plain[1].append(source)
+    if plain[0]:
+        torch._foreach_copy_(*plain)
+
+
+def copies(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Copies of many tensors, with one allocation and one launch for each number type."""
+    found: dict[int, torch.Tensor] = {}
+    for dtype in {tensor.dtype for tensor in tensors}:
+        own = {id(tensor): tensor for tensor in tensors if tensor.dtype == dtype}
+        flat = torch.empty(
+            sum(tensor.numel() for tensor in own.values()), dtype=dtype, device=next(iter(own.values())).device
+        )
+        parts = flat.split([tensor.numel() for tensor in own.values()])
+        views = [part.view(tensor.shape) for part, tensor in zip(parts, own.values(), strict=True)]
+        torch._foreach_copy_(views, list(own.values()))
+        found.update(zip(own, views, strict=True))
+    return [found[id(tensor)] for tensor in tensors]
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """The tensors in any nesting of dictionaries (outputs of models are such), lists and tuples."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [tensor for part in value for tensor in tensors_in(part)] if isinstance(value, list | tuple) else []
+
+
+def replaced_in(value: Any, new: dict[int, Any]) -> Any:
+    """The same nesting with other objects in the places of those whose `id` is in `new`."""
+    if id(value) in new:
+        return new[id(value)]
+    if isinstance(value, dict):
+        items = {name: replaced_in(part, new) for name, part in value.items()}
+        return type(value)(**items) if type(value) is not dict else items
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(replaced_in(part, new) for part in value))
+    return type(value)(replaced_in(part, new) for part in value) if isinstance(value, list | tuple) else value
