@@ -85,7 +85,7 @@ def wrap(
     if images_per_prompt is not None and (not isinstance(images_per_prompt, int) or images_per_prompt < 1):
         raise ValueError(f"images_per_prompt must be an integer of at least 1, got {images_per_prompt!r}")
     if not isinstance(graph, bool | Graph):
-        raise TypeError(f"graph must be True, False or a vtprune.Graph, got {graph!r}")
+        raise TypeError(f"graph must be True, False or a Graph of settings, got {graph!r}")
     recording = Graph() if graph is True else graph or None
     if _engine(model) is not None:
         raise ValueError(

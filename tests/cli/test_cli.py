@@ -40,7 +40,7 @@ def picture(tmp_path: Path) -> Path:
 def test_help_names_the_commands() -> None:
     result = call("--help")
     assert result.exit_code == 0
-    for command in ("list", "run", "check", "sweep", "calibrate"):
+    for command in ("list", "run", "check", "sweep", "profile", "calibrate"):
         assert f" {command} " in result.stdout
         assert call(command, "--help").exit_code == 0
 
@@ -230,7 +230,72 @@ def test_sweep_refuses(
     assert not (tmp_path / "out").exists()
 
 
+def profile(folder: Path, *more: object) -> Result:
+    grid = ("--pruners", "stride,fastv(layer=3)", "--budgets", 9, "--batches", "1,2", "--text-tokens", 12)
+    quick = ("--repeats", 1, "--warmup", 0, "--decode", 1, "--device", "cpu")
+    return call("profile", "--model", folder, *grid, *quick, *more)
+
+
+def test_profile(tiny_folder: Path, tmp_path: Path) -> None:
+    arguments = ("--output", tmp_path / "out", "--plot", tmp_path / "times.png")
+    result = profile(tiny_folder, *arguments)
+    assert result.exit_code == 0, result.output
+    for words in ("36 -> 9", "fastv(layer=3)", "ideal", "KV", "pays", "torch", "times.png", "profile.jsonl"):
+        assert words in result.stdout
+    assert "6/6" in result.stderr
+    with Image.open(tmp_path / "times.png") as drawn:
+        assert drawn.width > 1000
+    again = profile(tiny_folder, *arguments, "--json")
+    found = json.loads(again.stdout)
+    assert [(row["batch"], row["label"]) for row in found["rows"]] == [
+        (batch, label) for batch in (1, 2) for label in ("stride", "fastv(layer=3)")
+    ]
+    lines = [json.loads(line) for line in (tmp_path / "out" / "profile.jsonl").read_text().splitlines()]
+    rows = [{name: value for name, value in row.items() if name != "break_even"} for row in found["rows"]]
+    assert rows == [line for line in lines if line["kind"] == "row"]
+    assert set(found["machine"]) >= {"device", "torch", "transformers", "vtprune", "command", "time"}
+
+
+def test_interrupted_profile_shows_what_is_there(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vtprune.eval.profiling import measure_row
+
+    def stop_at_fastv(prompt: Any, method: Any, *more: Any) -> Any:
+        if method.name == "fastv":
+            raise KeyboardInterrupt
+        return measure_row(prompt, method, *more)
+
+    monkeypatch.setattr("vtprune.eval.profile.measure_row", stop_at_fastv)
+    result = profile(tiny_folder)
+    assert result.exit_code == 130
+    assert "finished rows are kept" in result.stderr
+    assert "stride" in result.stdout
+
+
+def test_profile_with_a_failed_row_says_so(tiny_folder: Path) -> None:
+    result = profile(tiny_folder, "--pruners", "fastv(layer=99)")
+    assert result.exit_code == 1
+    assert "layer 99" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config", "llava-9", "--model", "embedded"], ["unknown config 'llava-9'", "llava-1.5-7b"]),
+        (["--budgets", "2.5"], ["ratio", "(0, 1]", "2.5"]),
+        (["--graph"], ["graph needs a CUDA device", "cpu"]),
+        (["--batches", "0"], ["at least 1", "'0'"]),
+        (["--layers", "2"], ["--config"]),
+        (["--plot", "no/such/plot.png"], ["folder no/such", "does not exist"]),
+        (["--model", "nobody/nothing"], ["'nobody/nothing'"]),
+    ],
+)
+def test_profile_refuses(tiny_folder: Path, arguments: list[str], words: list[str]) -> None:
+    refused(profile(tiny_folder, *arguments), *words)
+
+
 def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr("vtprune.cli.find_spec", lambda name: None if name == "lmms_eval" else real(name))
     refused(call("sweep"), "needs lmms-eval", "pip install 'vtprune[eval]'")
+    monkeypatch.setattr("vtprune.cli.find_spec", lambda name: None if name == "matplotlib" else real(name))
+    refused(call("profile", "--plot", "plot.png"), "needs matplotlib", "pip install 'vtprune[eval]'")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
 import vtprune
 from vtprune.adapters.conformance import ScatteredPruner
@@ -224,3 +224,31 @@ def test_input_embeddings_with_pixels() -> None:
         by_ids = model(**inputs).logits
         embeddings = model.get_input_embeddings()(inputs.pop("input_ids"))
         assert torch.equal(model(inputs_embeds=embeddings, **inputs).logits, by_ids)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("mask", [True, False])
+@pytest.mark.parametrize("name", ["divprune", "pyramiddrop", "prumerge"])
+@torch.no_grad()
+def test_static_layers_are_as_long_as_what_they_hold(name: str, mask: bool, attention: str) -> None:
+    model: Any = tiny.tiny_llava(attention)
+    inputs = tiny.prompt([1], mask=mask)
+    length = inputs["input_ids"].shape[1]
+    with vtprune.pruning(model, name, "adaptive" if name == "prumerge" else 9):
+        dynamic = model(**inputs, use_cache=True)
+        cache = StaticCache(config=model.config.get_text_config(), max_cache_len=length + 4)
+        static = model(**inputs, past_key_values=cache, use_cache=True)
+        torch.testing.assert_close(static.logits, dynamic.logits, atol=2e-5, rtol=1e-5)
+        gone = [length - kept for kept in vtprune.report(model).lengths]
+        assert [layer.keys.shape[2] for layer in cache.layers] == [length + 4 - removed for removed in gone]
+        assert max(gone) > 0
+        grown = dynamic.past_key_values
+        for _ in range(3):
+            token = dynamic.logits[:, -1:].argmax(-1)
+            dynamic = model(input_ids=token, past_key_values=grown, use_cache=True)
+            static = model(input_ids=token, past_key_values=cache, use_cache=True)
+            torch.testing.assert_close(static.logits, dynamic.logits, atol=2e-5, rtol=1e-5)
+        cache.reset()
+        again = model(**inputs, past_key_values=cache, use_cache=True)
+        assert [layer.keys.shape[2] for layer in cache.layers] == [length + 4 - removed for removed in gone]
+    assert torch.isfinite(again.logits).all()

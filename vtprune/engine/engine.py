@@ -21,7 +21,6 @@ from vtprune.engine.images import Images, assign_images
 from vtprune.engine.pass_inputs import PassInputs
 from vtprune.engine.run import Run
 from vtprune.engine.sequence import Left
-from vtprune.engine.static_cache import shorten_static_layers
 from vtprune.engine.taps import AttentionStates, watch
 from vtprune.engine.vision import VisionRecord, hash_pictures
 from vtprune.layout import ImageLayout
@@ -410,8 +409,6 @@ class Engine:
         run = Run(self, given)
         if run.is_active:
             run.given = replace(given, injected=self.adapter.injections(kwargs))
-        if visual is not None:
-            shorten_static_layers(cache, run)
         if any(getattr(layer, "gradient_checkpointing", False) for layer in self.layers) and module.training:
             # Recomputation in the backward pass runs the layer hooks again, after the run is over.
             kwargs[_RUN] = run

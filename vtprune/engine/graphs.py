@@ -25,7 +25,7 @@ from vtprune.engine.capture import Recorded, copies, fixed_like, is_recording, p
 from vtprune.engine.decode_slots import DecodeSlots, SlotPool
 from vtprune.engine.pass_inputs import Leaf, PassInputs
 from vtprune.engine.run import Outcome, Run
-from vtprune.engine.static_cache import is_static
+from vtprune.engine.static_cache import is_static, shorten_static_layers
 from vtprune.engine.vision import VisionRecord
 from vtprune.pruner import Signal
 
@@ -289,7 +289,7 @@ class Graphs:
         )
         put([leaf.tensor for leaf in leaves], fixed, [len(leaf.sequence) == 2 for leaf in leaves])
         done: _Prefill = recorded.replay()
-        output, filled, outcome = self._hand_out(done, fill, cache)
+        output, filled, outcome = self._hand_out(done, run.length, fill, cache)
         run.adopt(outcome, filled)
         self._engine.local.run = run
         return output
@@ -345,10 +345,11 @@ class Graphs:
             raise _Refused(f"the cache is a {type(cache).__name__}, neither dynamic nor all of plain static layers")
         fixed = [fixed_like(leaf.tensor, _lifted(leaf, fill)) for leaf in leaves]
         put([leaf.tensor for leaf in leaves], fixed, [len(leaf.sequence) == 2 for leaf in leaves])
-        given = inputs.with_tensors(fixed, pixels=Signal.PIXELS in engine.signals)
         empty = None if static else copy.deepcopy(cache)
 
         def work() -> _Prefill:
+            # Made anew, because records keep what they have worked out.
+            given = inputs.with_tensors(fixed, pixels=Signal.PIXELS in engine.signals)
             arguments = dict(given.arguments)
             filled = DynamicCache() if static else copy.deepcopy(empty)
             if name is not None:
@@ -371,7 +372,7 @@ class Graphs:
             raise _Refused("its cache cannot be filled up; from now on each length of prompt is recorded by itself")
         return fixed, recorded
 
-    def _hand_out(self, done: _Prefill, fill: int, cache: Any) -> tuple[Any, Any, Outcome]:
+    def _hand_out(self, done: _Prefill, length: int, fill: int, cache: Any) -> tuple[Any, Any, Outcome]:
         """Copies of what a replay made: the output, the filled cache, and what the pass leaves behind."""
         layers = [vars(layer) for layer in getattr(done.cache, "layers", ())]
         static = cache is not None and is_static(cache, 0)
@@ -391,6 +392,8 @@ class Graphs:
         filled = cache
         if done.cache is not None:
             if static:
+                for number, left in enumerate(outcome.lengths):
+                    shorten_static_layers(cache, number, length - left)
                 self._recordings.slots.fill(cache, [(layer["keys"], layer["values"]) for layer in layers], fill)
             else:
                 filled = copy.copy(done.cache) if cache is None else cache

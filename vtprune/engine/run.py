@@ -19,6 +19,7 @@ from vtprune.engine.peek import Peek
 from vtprune.engine.query_rows import attention_from
 from vtprune.engine.selection import Step, prune_images
 from vtprune.engine.sequence import Left, Tokens, start_tokens
+from vtprune.engine.static_cache import shorten_static_layers
 from vtprune.engine.taps import AttentionStates
 from vtprune.engine.views import View, allowed_columns, gather_others
 from vtprune.reporting import Report, StageTrace
@@ -283,20 +284,6 @@ class Run:
         return hidden.flatten(0, 1).index_add(0, tokens.slots, added).view_as(hidden)
 
     @property
-    def planned_lengths(self) -> tuple[int, ...] | None:
-        """Tokens of a row, padding included, that each layer will be given; `None` where the method decides."""
-        lengths = [self.length] * len(self.engine.layers)
-        for layer, steps in sorted(self.plan.items()):
-            targets = steps[-1].targets
-            if targets is None:
-                return None
-            removed = [0] * self.batch
-            for row, before, after in zip(self.rows, self.counts, targets, strict=True):
-                removed[row] += before - after
-            lengths[layer:] = [self.length - min(removed)] * (len(lengths) - layer)
-        return tuple(lengths)
-
-    @property
     def outcome(self) -> Outcome:
         """What the layers that have run so far leave behind."""
         lengths = [self.length] * len(self.engine.layers)
@@ -376,6 +363,9 @@ class Run:
         if not again:
             self._current = tokens
             self._cache = self._cache if self._cache is not None else cache_in(kwargs)
+            if tokens is not None and not self.seen:
+                # Not before the decoder has made its mask, which is as long as its first layer.
+                shorten_static_layers(self._cache, layer, self.length - tokens.length)
             self._outcome.cached[layer] = self._cached_after(layer, tokens)
             self._entered[layer] = tokens
         return hidden

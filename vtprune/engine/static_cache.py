@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers.cache_utils import StaticLayer
-
-if TYPE_CHECKING:
-    from vtprune.engine.run import Run
 
 _WHOLE = "_vtprune_whole_length"
 
@@ -18,18 +15,20 @@ def is_static(cache: Any, layer: int) -> bool:
     return layer < len(layers) and isinstance(layers[layer], StaticLayer)
 
 
-def shorten_static_layers(cache: Any, run: Run) -> None:
-    """Takes the slots of tokens that a prefill removes out of the layers that will never hold them.
+def shorten_static_layers(cache: Any, first: int, removed: int) -> None:
+    """Takes the slots of tokens that are gone out of the layers that will never hold them.
 
-    Only layers that have not been allocated yet and have no window.
+    Only of layers that have not been allocated yet and have no window.
+
+    Args:
+        cache: Any cache.
+        first: The layer from which on the tokens are gone.
+        removed: Tokens of a row that are gone.
     """
-    lengths = run.planned_lengths
-    if lengths is None or run.seen:
-        return
-    for layer, length in zip(getattr(cache, "layers", ()), lengths, strict=False):
+    for layer in getattr(cache, "layers", ())[first:]:
         if type(layer) is StaticLayer and not layer.is_initialized:
             whole = layer.__dict__.setdefault(_WHOLE, layer.max_cache_len)
-            layer.max_cache_len = whole - (run.length - length)
+            layer.max_cache_len = whole - removed
 
 
 def restore_static_layers(cache: Any) -> None:

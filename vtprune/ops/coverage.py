@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from vtprune.kernels import use_kernels
 from vtprune.ops.checks import check_keep
 from vtprune.ops.rounded_cosine import rounded_cosine
+
+# In how many parts of one the cosines are rounded.
+_STEPS = 1 << 30
+# Below the score of every token that is there, and above that of a picked one.
+_ABSENT = -1.7e308
 
 
 @torch.no_grad()
@@ -17,12 +23,14 @@ def weighted_coverage(
     sharpness: float = 1.0,
     add: bool = False,
     fill_by_saliency: bool = True,
+    present: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Picks greedily the tokens that raise the coverage of all tokens most, each weighted by its saliency.
 
     SCOPE (arXiv 2510.24214): a token is covered by its highest cosine to any pick, at least 0; a candidate's gain is
     the coverage that it adds over all tokens, times a power of its saliency. One pass over the similarity matrix a
-    pick. Cosines are rounded, so that a duplicate of a pick gains exactly nothing.
+    pick. Cosines are rounded, so that a duplicate of a pick gains exactly nothing: to 2^-30, or to 2^-22 for tokens in
+    half precision where a kernel takes them. What is no number counts as 0.
 
     Args:
         features: `(batch, tokens, dim)`.
@@ -32,6 +40,7 @@ def weighted_coverage(
         add: Add that power to the coverage instead of multiplying.
         fill_by_saliency: Once no token gains anything, go on by saliency. Otherwise the lowest index comes next, as in
             the paper's code.
+        present: `(batch, tokens)` booleans; the others are picked last of all, and nothing depends on them.
 
     Returns:
         `(batch, keep)` int64 in the order of picking.
@@ -45,21 +54,75 @@ def weighted_coverage(
         [[1, 2, 0]]
     """
     check_keep(keep, features.shape[1])
-    cosine = rounded_cosine(features, features)
-    saliency = saliency.double()
-    weight = saliency**sharpness
+    saliency = saliency.double().nan_to_num(nan=0.0)
+    weight = (saliency**sharpness).nan_to_num(nan=0.0)
+    select = _with_kernels if use_kernels(features) else _picks
+    return select(features, weight, saliency, keep, add, fill_by_saliency, present)
+
+
+def _picks(
+    features: torch.Tensor,
+    weight: torch.Tensor,
+    saliency: torch.Tensor,
+    keep: int,
+    add: bool,
+    fill_by_saliency: bool,
+    present: torch.Tensor | None,
+) -> torch.Tensor:
+    cosine = _cosines(features)
     covered = torch.zeros_like(saliency)
-    picked = torch.zeros_like(saliency, dtype=torch.bool)
+    limit = torch.full_like(saliency, torch.inf)
+    if present is not None:
+        # What is not there counts as covered.
+        covered.masked_fill_(~present, 1)
+        limit.masked_fill_(~present, _ABSENT)
     picks = []
     for _ in range(keep):
-        gain = (cosine - covered.unsqueeze(2)).clamp_min_(0).sum(dim=1)
-        score = gain + weight if add else gain * weight
+        gain = torch.maximum(cosine, covered.unsqueeze(2)).sum(dim=1) - covered.sum(dim=1, keepdim=True)
+        score = torch.minimum(gain + weight if add else gain * weight, limit)
         if fill_by_saliency:
-            exhausted = score.masked_fill(picked, 0).amax(dim=1, keepdim=True) <= 0
-            score = torch.where(exhausted, saliency, score)
-        pick = score.masked_fill(picked, -torch.inf).argmax(dim=1, keepdim=True)
-        picked = picked.scatter(1, pick, True)
-        row = cosine.gather(1, pick.unsqueeze(-1).expand(-1, -1, cosine.shape[2])).squeeze(1)
+            exhausted = score.amax(dim=1, keepdim=True) <= 0
+            score = torch.where(exhausted, torch.minimum(saliency, limit), score)
+        pick = score.argmax(dim=1, keepdim=True)
+        limit.scatter_(1, pick, -torch.inf)
+        row = cosine.gather(1, pick.unsqueeze(-1).expand_as(cosine[:, :1])).squeeze(1)
         covered = torch.maximum(covered, row)
         picks.append(pick)
     return torch.cat(picks, dim=1)
+
+
+def _with_kernels(
+    features: torch.Tensor,
+    weight: torch.Tensor,
+    saliency: torch.Tensor,
+    keep: int,
+    add: bool,
+    fill_by_saliency: bool,
+    present: torch.Tensor | None,
+) -> torch.Tensor:
+    from vtprune.kernels.coverage import pick_covering
+    from vtprune.kernels.gram import COSINE_STEPS, pictures_at_once, whole_cosine_matrix
+
+    is_half = features.element_size() == 2
+    at_once = pictures_at_once(features.shape[1], 4 if is_half else 8)
+    parts = []
+    for first in range(0, len(features), at_once):
+        part = slice(first, first + at_once)
+        states = features[part]
+        parts.append(
+            pick_covering(
+                whole_cosine_matrix(states) if is_half else (_cosines(states) * _STEPS).int(),
+                COSINE_STEPS if is_half else _STEPS,
+                weight[part],
+                saliency[part],
+                keep,
+                add=add,
+                fill_by_saliency=fill_by_saliency,
+                present=None if present is None else present[part],
+            )
+        )
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _cosines(features: torch.Tensor) -> torch.Tensor:
+    return rounded_cosine(features, features).nan_to_num_(nan=0.0)

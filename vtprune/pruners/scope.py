@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from vtprune.context import Context
 from vtprune.ops.checks import check_positive
@@ -57,19 +58,23 @@ class Scope(Pruner):
             raise ValueError(f"{self.name}: combine must be 'multiply' or 'add', got {self.combine!r}")
 
     def reduce(self, context: Context, keep: int) -> Reduction:
-        """Keeps the greedy picks of each view."""
+        """Keeps the greedy picks of each view, all views in one go."""
         views, shares, separators = context.by_view(keep)
-        saliency = as_float(context.encoder_attention).sum(dim=1)
-        kept = [separators]
-        for view, share in zip(views, shares, strict=True):
-            if share:
-                picks = weighted_coverage(
-                    context.encoder_features[:, view],
-                    saliency[:, view],
-                    share,
-                    sharpness=self.sharpness,
-                    add=self.combine == "add",
-                    fill_by_saliency=not self.parity,
-                )
-                kept.append(view[picks])
-        return Reduction(torch.cat(kept, dim=1))
+        names = pad_sequence(list(views), batch_first=True, padding_value=-1)
+        present = None
+        if len({len(view) for view in views}) > 1:
+            present = (names >= 0).repeat(context.batch, 1)
+            names = names.clamp_min(0)
+        picks = weighted_coverage(
+            context.encoder_features[:, names].flatten(0, 1),
+            as_float(context.encoder_attention).sum(dim=1)[:, names].flatten(0, 1),
+            max(shares),
+            sharpness=self.sharpness,
+            add=self.combine == "add",
+            fill_by_saliency=not self.parity,
+            present=present,
+        )
+        picked = names.expand(context.batch, -1, -1).gather(2, picks.unflatten(0, (context.batch, len(views))))
+        return Reduction(
+            torch.cat([separators, *(picked[:, view, :share] for view, share in enumerate(shares))], dim=1)
+        )

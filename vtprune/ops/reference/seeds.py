@@ -20,19 +20,29 @@ def cosine(first: torch.Tensor, second: torch.Tensor) -> float:
     return float(first @ second) / length if length > 0 else 0.0
 
 
-def max_min(tokens: torch.Tensor, keep: int) -> list[int]:
-    """DivPrune's greedy picks among `(tokens, dim)`."""
+def max_min(tokens: torch.Tensor, keep: int, present: Sequence[bool] | None = None) -> list[int]:
+    """DivPrune's greedy picks among `(tokens, dim)`; those that are no numbers and the absent ones come last."""
     count = len(tokens)
     distance = [[1 - cosine(first, second) for second in tokens] for first in tokens]
+    there = [True] * count if present is None else list(present)
+    counts = [there[token] and bool(tokens[token].isfinite().all()) for token in range(count)]
+    last = [token for token in range(count) if there[token] and not counts[token]]
+    last += [token for token in range(count) if not there[token]]
 
     def nearest_other(token: int) -> float:
-        return min((distance[token][other] for other in range(count) if other != token), default=math.inf)
+        return min(
+            (distance[token][other] for other in range(count) if counts[other] and other != token), default=math.inf
+        )
 
-    picked = [max(range(count), key=lambda token: (nearest_other(token), -token))]
-    while len(picked) < keep:
-        left = [token for token in range(count) if token not in picked]
-        picked.append(max(left, key=lambda token: (min(distance[token][other] for other in picked), -token)))
-    return picked
+    left = [token for token in range(count) if counts[token]]
+    picked: list[int] = []
+    while left and len(picked) < keep:
+        if picked:
+            picked.append(max(left, key=lambda token: (min(distance[token][other] for other in picked), -token)))
+        else:
+            picked.append(max(left, key=lambda token: (nearest_other(token), -token)))
+        left.remove(picked[-1])
+    return (picked + last)[:keep]
 
 
 def matrix_entropy(states: torch.Tensor, *, group: int = 1, normalize_trace: bool = False) -> torch.Tensor:
