@@ -301,6 +301,10 @@ class FakeContext(Context):
     def attention_from(self, slots: torch.Tensor) -> torch.Tensor:
         return self._at("attention_map", slots)
 
+    def strongest_attention_from(self, slots: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+        strongest = self.attention_from(slots).amax(dim=1).unsqueeze(1)
+        return strongest.masked_fill(~counted.unsqueeze(-1), 0).sum(dim=2)
+
     def queries_at(self, slots: torch.Tensor) -> torch.Tensor:
         return self._at("sequence_queries", slots)
 

@@ -269,6 +269,14 @@ class Context(ABC):
         """
 
     @abstractmethod
+    def strongest_attention_from(self, slots: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+        """Of `attention_from`, the strongest head for each pair, summed over the rows of each group that count.
+
+        The whole of the attention need not be in memory. `(batch, rows)` slots and `(batch, groups, rows)` booleans
+        give `(batch, groups, tokens)`. Needs `Signal.DECODER_ATTENTION`.
+        """
+
+    @abstractmethod
     def queries_at(self, slots: torch.Tensor) -> torch.Tensor:
         """Like `queries`, at slots of the running sequence, `(batch, heads, any, head_dim)`."""
 

@@ -236,7 +236,7 @@ def test_static_layers_are_as_long_as_what_they_hold(name: str, mask: bool, atte
     length = inputs["input_ids"].shape[1]
     with vtprune.pruning(model, name, "adaptive" if name == "prumerge" else 9):
         dynamic = model(**inputs, use_cache=True)
-        cache = StaticCache(config=model.config.get_text_config(), max_cache_len=length + 4)
+        cache: Any = StaticCache(config=model.config.get_text_config(), max_cache_len=length + 4)
         static = model(**inputs, past_key_values=cache, use_cache=True)
         torch.testing.assert_close(static.logits, dynamic.logits, atol=2e-5, rtol=1e-5)
         gone = [length - kept for kept in vtprune.report(model).lengths]

@@ -130,6 +130,8 @@ def test_rows_of_decoder_attention(attention: str, padding: str) -> None:
     needs = frozenset({Signal.DECODER_ATTENTION, Signal.TEXT_EMBEDDINGS})
     context = witness(tiny.tiny_llava(attention), inputs, Witness(needs=needs))["context"]
     text, own = context.attention_from(context.text_slots), context.attention_from(context.slots)
+    summed = context.strongest_attention_from(context.text_slots, context.text_follows.unsqueeze(1))
+    close(summed[:, 0], text.amax(1).masked_fill(~context.text_follows.unsqueeze(-1), 0).sum(1))
     for row in range(3):
         is_image = inputs["input_ids"][row] == tiny.IMAGE
         real = inputs["attention_mask"][row].bool()

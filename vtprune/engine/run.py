@@ -16,12 +16,13 @@ from vtprune.engine.checks import DECODER_STATES, UNROTATED
 from vtprune.engine.layer_arguments import LayerArguments
 from vtprune.engine.pass_inputs import PassInputs
 from vtprune.engine.peek import Peek
-from vtprune.engine.query_rows import attention_from
+from vtprune.engine.query_rows import query_rows
 from vtprune.engine.selection import Step, prune_images
 from vtprune.engine.sequence import Left, Tokens, start_tokens
 from vtprune.engine.static_cache import shorten_static_layers
 from vtprune.engine.taps import AttentionStates
 from vtprune.engine.views import View, allowed_columns, gather_others
+from vtprune.ops.attention import attention_of
 from vtprune.reporting import Report, StageTrace
 
 if TYPE_CHECKING:
@@ -224,7 +225,7 @@ class Run:
         else:
             last = (present * torch.arange(tokens.length, device=present.device)).argmax(dim=1)
         keys = self.keys_present(layer, tokens) if first else present
-        return attention_from(states, last.unsqueeze(1), first, keys)[:, :, 0]
+        return attention_of(query_rows(states, last.unsqueeze(1), first, keys))[:, :, 0]
 
     def keys_present(self, layer: int, tokens: Tokens) -> torch.Tensor | None:
         """Cached and new keys of a layer that hold a token, `(batch, keys)`; `None` when all do."""

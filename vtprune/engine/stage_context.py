@@ -10,10 +10,11 @@ import torch
 
 from vtprune.context import Context, EncoderLayer
 from vtprune.engine.encoder_view import StageEncoderLayer
-from vtprune.engine.query_rows import attention_from, rows_of
+from vtprune.engine.query_rows import query_rows
 from vtprune.engine.sequence import Tokens
 from vtprune.engine.taps import AttentionStates
 from vtprune.engine.vision import VisionRecord, gather_patches, grids_on, patch_numbers, view_tokens_on
+from vtprune.ops.attention import QueryRows, attention_of, strongest_received
 from vtprune.pruner import Signal
 
 if TYPE_CHECKING:
@@ -240,13 +241,11 @@ class StageContext(Context):
 
     def attention_from(self, slots: torch.Tensor) -> torch.Tensor:
         """See `Context.attention_from`."""
-        self._require(Signal.DECODER_ATTENTION)
-        seen = self._run.attention_before(self.layer)
-        present = self._run.keys_present(seen, self._tokens)
-        states = rows_of(self._run.states_before(self.layer), self._rows)
-        first = self._run.cached_before(seen)
-        every = attention_from(states, slots, first, None if present is None else present[self._rows])
-        return every.gather(3, self._key_slots[:, None, None, :].expand(-1, *every.shape[1:3], -1))
+        return attention_of(self._query_rows(slots))
+
+    def strongest_attention_from(self, slots: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+        """See `Context.strongest_attention_from`."""
+        return strongest_received(self._query_rows(slots), counted)
 
     def queries_at(self, slots: torch.Tensor) -> torch.Tensor:
         """See `Context.queries_at`."""
@@ -372,6 +371,18 @@ class StageContext(Context):
     def _question(self) -> TextEmbeddings:
         self._require(Signal.CLIP_TEXT)
         return self._run.question
+
+    def _query_rows(self, slots: torch.Tensor) -> QueryRows:
+        self._require(Signal.DECODER_ATTENTION)
+        seen = self._run.attention_before(self.layer)
+        return query_rows(
+            self._run.states_before(self.layer),
+            slots,
+            self._run.cached_before(seen),
+            self._run.keys_present(seen, self._tokens),
+            samples=self._rows,
+            targets=self._key_slots,
+        )
 
     def _last_token_attention(self, states: AttentionStates, layer: int, first: int) -> torch.Tensor:
         """Attention to the group's tokens from the last token of each row, `(batch, heads, tokens)`."""

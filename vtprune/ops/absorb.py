@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from vtprune.kernels import use_kernels
 from vtprune.ops.gather import take
+from vtprune.ops.merge import group_means
 from vtprune.ops.rounded_cosine import rounded_cosine
 
 
@@ -28,9 +30,17 @@ def absorb(features: torch.Tensor, kept: torch.Tensor, dropped: torch.Tensor) ->
         (tensor([[[1., 0.],
                  [0., 2.]]]), tensor([[1]]))
     """
-    targets, others = take(features, kept).double(), take(features, dropped).double()
-    places = torch.arange(kept.shape[1], device=kept.device)
-    assigned = rounded_cosine(others, targets).argmax(dim=2)
-    member = (assigned.unsqueeze(-1) == places).double()
-    count = 1 + member.sum(dim=1).unsqueeze(-1)
-    return ((targets + member.mT @ others) / count).to(features.dtype), assigned
+    groups = kept.shape[1]
+    assigned = _cosines(take(features, dropped), take(features, kept)).argmax(dim=2)
+    own = torch.arange(groups, device=kept.device).expand_as(kept)
+    source = torch.full(features.shape[:2], groups, device=kept.device).scatter(1, dropped, assigned)
+    return group_means(features, source.scatter(1, kept, own), groups)[0], assigned
+
+
+@torch.no_grad()
+def _cosines(others: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    if use_kernels(others) and others.element_size() == 2:
+        from vtprune.kernels.gram import cross_cosine
+
+        return cross_cosine(others, targets)
+    return rounded_cosine(others, targets)

@@ -2,7 +2,112 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
+
+from vtprune.kernels import use_kernels
+
+# Query rows whose attention is held at once where no kernel sums it up.
+_ROWS = 256
+
+
+@dataclass(frozen=True)
+class QueryRows:
+    """Chosen query rows of a layer, and what they may attend to.
+
+    Args:
+        queries: `(samples, heads, length, head_dim)`.
+        keys: `(samples, kv_heads, tokens, head_dim)`; grouped-query models have fewer key heads.
+        scaling: Factor on the dot products.
+        slots: The rows among `length`, `(batch, rows)`; `None` for all.
+        samples: Which of the samples each of the batch looks at, `(batch,)`; `None` for one after the other.
+        mask: `(samples or 1, heads or 1, length or 1, tokens or 1)`, booleans that allow or numbers that are added.
+        causal: Without a mask, rows see no key behind their own.
+        first: Keys before that of the first row, where `causal`.
+        present: Keys that are there, `(samples, any)`, where `causal`; keys beyond its end are not. `None` for all.
+        targets: Keys whose attention is asked for, `(batch, any)`; `None` for all.
+
+    Raises:
+        ValueError: The number of heads is no multiple of the number of key heads.
+    """
+
+    queries: torch.Tensor
+    keys: torch.Tensor
+    scaling: float
+    slots: torch.Tensor | None = None
+    samples: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    causal: bool = False
+    first: int = 0
+    present: torch.Tensor | None = None
+    targets: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        heads, kv_heads = self.queries.shape[1], self.keys.shape[1]
+        if heads % kv_heads:
+            raise ValueError(f"{heads} query heads do not divide among {kv_heads} key heads")
+
+    @property
+    def batch(self) -> int:
+        """How many sets of rows there are."""
+        return len(self.queries if self.samples is None else self.samples)
+
+    @property
+    def count(self) -> int:
+        """Rows of each set."""
+        return self.queries.shape[2] if self.slots is None else self.slots.shape[1]
+
+    @property
+    def for_kernel(self) -> bool:
+        """Whether a kernel takes these rows: in half precision, where the torch code converts all keys first."""
+        if not use_kernels(self.queries) or self.queries.dtype != self.keys.dtype:
+            return False
+        # Kernels have no gradient.
+        if torch.is_grad_enabled() and (self.queries.requires_grad or self.keys.requires_grad):
+            return False
+        from vtprune.kernels.attention import WIDEST_HEAD
+
+        return self.queries.dtype in (torch.bfloat16, torch.float16) and self.queries.shape[3] <= WIDEST_HEAD
+
+
+def attention_of(rows: QueryRows) -> torch.Tensor:
+    """Attention probabilities of chosen query rows, in fp32, `(batch, heads, rows, targets)`.
+
+    Example:
+        >>> states = torch.zeros(1, 1, 2, 8)
+        >>> attention_of(QueryRows(states, states, 1.0, slots=torch.tensor([[0]]), causal=True)).tolist()
+        [[[[1.0, 0.0]]]]
+    """
+    if rows.for_kernel:
+        from vtprune.kernels import attention as kernels
+
+        return kernels.attention_of(rows)
+    return _attention_of(_in_order(rows), 0, rows.count)
+
+
+def strongest_received(rows: QueryRows, counted: torch.Tensor) -> torch.Tensor:
+    """Attention of the strongest head for each pair, summed over groups of rows, `(batch, groups, targets)`, in fp32.
+
+    Args:
+        rows: The query rows.
+        counted: Rows of each group, `(batch, groups, rows)` booleans.
+
+    Example:
+        >>> states = torch.zeros(1, 2, 3, 8)
+        >>> groups = torch.tensor([[[True, True, True], [False, False, True]]])
+        >>> strongest_received(QueryRows(states, states, 1.0), groups)[0, :, 0].tolist()
+        [1.0, 0.3333333432674408]
+    """
+    if rows.for_kernel:
+        from vtprune.kernels import attention as kernels
+
+        return kernels.strongest_received(rows, counted)
+    rows, found = _in_order(rows), []
+    for start in range(0, rows.count, _ROWS):
+        strongest = _attention_of(rows, start, start + _ROWS).amax(dim=1).unsqueeze(1)
+        found.append(strongest.masked_fill(~counted[:, :, start : start + _ROWS, None], 0).sum(dim=2))
+    return torch.stack(found).sum(dim=0)
 
 
 def attention_rows(
@@ -26,19 +131,7 @@ def attention_rows(
         >>> attention_rows(torch.zeros(1, 4, 1, 8), torch.zeros(1, 2, 5, 8), 1.0).shape
         torch.Size([1, 4, 1, 5])
     """
-    batch, heads, rows, dim = queries.shape
-    kv_heads = keys.shape[1]
-    if heads % kv_heads:
-        raise ValueError(f"{heads} query heads do not divide among {kv_heads} key heads")
-    grouped = queries.reshape(batch, kv_heads, heads // kv_heads * rows, dim)
-    logits = torch.matmul(grouped.float(), keys.float().transpose(-1, -2)).mul(scaling)
-    logits = logits.view(batch, heads, rows, -1)
-    if allowed is not None:
-        if allowed.dtype == torch.bool:
-            logits = logits.masked_fill(~allowed, torch.finfo(logits.dtype).min)
-        else:
-            logits = logits + allowed.float()
-    return logits.softmax(dim=-1)
+    return attention_of(QueryRows(queries, keys, scaling, mask=_four(allowed)))
 
 
 def received_attention(
@@ -59,13 +152,18 @@ def received_attention(
         >>> received_attention(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4), 1.0)[0, 0].sum().item()
         3.0
     """
+    rows = QueryRows(queries, keys, scaling, mask=_four(allowed))
+    present = None if rows.mask is None else _own(rows.mask, queries.shape[2])
+    if rows.for_kernel:
+        from vtprune.kernels import attention as kernels
+
+        return kernels.received(rows, present)
     total = torch.zeros(queries.shape[0], queries.shape[1], keys.shape[2], device=keys.device)
-    present = None if allowed is None else _own(allowed, queries.shape[2])
     for start in range(0, queries.shape[2], chunk):
-        here = slice(start, start + chunk)
-        mask = allowed if allowed is None or allowed.shape[2] == 1 else allowed[:, :, here]
-        rows = attention_rows(queries[:, :, here], keys, scaling, mask)
-        total = total + (rows if present is None else rows * present[:, :, here, None]).sum(dim=2)
+        part = _attention_of(rows, start, start + chunk)
+        if present is not None:
+            part = part * present[:, :, start : start + chunk, None]
+        total = total + part.sum(dim=2)
     return total
 
 
@@ -85,3 +183,66 @@ def _own(allowed: torch.Tensor, rows: int) -> torch.Tensor:
     """Whether each row may attend to itself, `(batch, heads or 1, rows)`."""
     own = allowed[:, :, 0, :rows] if allowed.shape[2] == 1 else allowed.diagonal(dim1=2, dim2=3)
     return own if own.dtype == torch.bool else own > torch.finfo(own.dtype).min / 2
+
+
+def _four(allowed: torch.Tensor | None) -> torch.Tensor | None:
+    return None if allowed is None else allowed[(None,) * (4 - allowed.dim())]
+
+
+def _in_order(rows: QueryRows) -> QueryRows:
+    """The same with one sample after the other."""
+    samples, mask, present = rows.samples, rows.mask, rows.present
+    if samples is None:
+        return rows
+    return replace(
+        rows,
+        queries=rows.queries[samples],
+        keys=rows.keys[samples],
+        mask=None if mask is None else mask.expand(len(rows.queries), -1, -1, -1)[samples],
+        present=None if present is None else present[samples],
+        samples=None,
+    )
+
+
+def _attention_of(rows: QueryRows, start: int, stop: int) -> torch.Tensor:
+    """`attention_of` of some of the rows, of samples in order."""
+    queries, keys, mask, present = rows.queries, rows.keys, rows.mask, rows.present
+    if rows.slots is None:
+        slots = torch.arange(rows.count, device=keys.device).unsqueeze(0)[:, start:stop]
+        queries = queries[:, :, start:stop]
+        mask = mask if mask is None or mask.shape[2] == 1 else mask[:, :, start:stop]
+    else:
+        slots = rows.slots[:, start:stop]
+        queries = _at(queries, slots)
+        mask = mask if mask is None or mask.shape[2] == 1 else _at(mask.expand(len(slots), -1, -1, -1), slots)
+    if mask is None and rows.causal:
+        mask = torch.arange(keys.shape[2], device=keys.device) <= (slots + rows.first).unsqueeze(-1)
+        if present is not None:
+            spare = keys.shape[2] - present.shape[1]
+            mask = mask & torch.nn.functional.pad(present, (0, spare), value=False).unsqueeze(1)
+        mask = mask.unsqueeze(1)
+    attention = _softmax_rows(queries, keys, rows.scaling, mask)
+    if rows.targets is None:
+        return attention
+    return attention.gather(3, rows.targets[:, None, None, :].expand(-1, *attention.shape[1:3], -1))
+
+
+def _at(states: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    """Rows `(batch, any)` of states `(batch, heads, rows, dim)`."""
+    return states.gather(2, slots[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3]))
+
+
+def _softmax_rows(
+    queries: torch.Tensor, keys: torch.Tensor, scaling: float, allowed: torch.Tensor | None
+) -> torch.Tensor:
+    batch, heads, rows, dim = queries.shape
+    kv_heads = keys.shape[1]
+    grouped = queries.reshape(batch, kv_heads, heads // kv_heads * rows, dim)
+    logits = torch.matmul(grouped.float(), keys.float().transpose(-1, -2)).mul(scaling)
+    logits = logits.view(batch, heads, rows, -1)
+    if allowed is not None:
+        if allowed.dtype == torch.bool:
+            logits = logits.masked_fill(~allowed, torch.finfo(logits.dtype).min)
+        else:
+            logits = logits + allowed.float()
+    return logits.softmax(dim=-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from vtprune.kernels import use_kernels
 from vtprune.ops.checks import check_keep
 from vtprune.ops.gather import as_float, split_by
 
@@ -61,6 +62,11 @@ def holistic_scores(
         tensor([[1.1350, 1.1350, 1.0000]])
     """
     tokens = features.shape[1]
+    if use_kernels(features) and features.element_size() == 2 and 1 <= chunks <= tokens:
+        from vtprune.kernels.chunks import LONGEST, scores_of
+
+        if -(-tokens // chunks) <= LONGEST:
+            return scores_of(features, attention, chunks, weight)
     index, real = chunk_grid(tokens, chunks, features.device)
     size = real.sum(dim=1, keepdim=True)
     others = (size - 1).clamp_min(1)
@@ -108,6 +114,11 @@ def chunk_quotas(
     """
     tokens = scores.shape[1]
     check_keep(budget, tokens, lowest=0)
+    if use_kernels(scores) and 1 <= chunks <= tokens:
+        from vtprune.kernels.chunks import can_share, quotas_of
+
+        if can_share(tokens, chunks):
+            return quotas_of(scores, chunks, budget, sharpness=sharpness, reallocate=reallocate)
     index, real = chunk_grid(tokens, chunks, scores.device)
     sizes = real.sum(dim=1)
     mean = (scores.double()[:, index] * real).sum(dim=-1) / sizes
@@ -168,6 +179,10 @@ def best_of_chunks(scores: torch.Tensor, quotas: torch.Tensor, budget: int) -> t
     """
     tokens, chunks = scores.shape[1], quotas.shape[1]
     check_keep(budget, tokens)
+    if use_kernels(scores) and 1 <= chunks <= tokens:
+        from vtprune.kernels.chunks import picks_of
+
+        return picks_of(scores, quotas, budget)
     index, real = chunk_grid(tokens, chunks, scores.device)
     chunk_scores = as_float(scores)[:, index].masked_fill(~real, -torch.inf)
     rank = chunk_scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)

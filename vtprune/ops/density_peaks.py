@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from vtprune.kernels import use_kernels
 from vtprune.ops.checks import check_keep
+from vtprune.ops.merge import group_means
 from vtprune.ops.topk import stable_topk
 
 
@@ -19,8 +21,9 @@ def density_peaks(
     a point's distance is that to the nearest strictly denser point, or the largest of all where none is denser;
     centres have the highest product of both.
 
-    Distances are taken from differences in float64 and their squares rounded to float32, whose sums are then as good
-    as exact: duplicates are at distance 0, and equal densities are equal.
+    Distances are taken from differences in float64 (by kernels, of half precision, in float32) and their squares
+    rounded to float32, whose sums are then as good as exact: duplicates are at distance 0, and equal densities are
+    equal.
 
     Args:
         points: `(batch, points, dim)`.
@@ -41,9 +44,12 @@ def density_peaks(
     """
     count, dim = points.shape[1:]
     check_keep(clusters, count)
-    exact = points.double()
-    distance = torch.cdist(exact, exact, compute_mode="donot_use_mm_for_euclid_dist")
-    squared = distance.square().float().double()
+    if use_kernels(points):
+        from vtprune.kernels.density_peaks import MOST_POINTS
+
+        if count <= MOST_POINTS:
+            return _with_kernels(points, clusters, noise)
+    squared = _squared_distances(points).double()
     nearest = squared.topk(clusters, dim=2, largest=False).values.sum(dim=2)
     density = (-nearest / (clusters * dim)).exp()
     if noise is not None:
@@ -70,6 +76,16 @@ def cluster_means(features: torch.Tensor, cluster: torch.Tensor, clusters: int) 
         >>> cluster_means(torch.tensor([[[1.0], [5.0], [3.0]]]), torch.tensor([[1, 0, 1]]), 2).flatten().tolist()
         [5.0, 2.0]
     """
-    member = (cluster.unsqueeze(-1) == torch.arange(clusters, device=cluster.device)).double()
-    # float64 also keeps autocast from carrying out the product in half precision.
-    return (member.mT @ features.double() / member.sum(dim=1).unsqueeze(-1)).to(features.dtype)
+    return group_means(features, cluster, clusters)[0]
+
+
+def _squared_distances(points: torch.Tensor) -> torch.Tensor:
+    exact = points.double()
+    return torch.cdist(exact, exact, compute_mode="donot_use_mm_for_euclid_dist").square().float()
+
+
+def _with_kernels(points: torch.Tensor, clusters: int, noise: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    from vtprune.kernels.density_peaks import peaks, squared_distances
+
+    squared = squared_distances(points) if points.element_size() == 2 else _squared_distances(points)
+    return peaks(squared, clusters, points.shape[-1], noise)

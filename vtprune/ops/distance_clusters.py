@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import normalize
 
+from vtprune.kernels import use_kernels
 from vtprune.ops.checks import check_keep
 from vtprune.ops.gather import as_float
 from vtprune.ops.topk import stable_topk
@@ -26,6 +27,12 @@ def cosine_distance(states: torch.Tensor) -> torch.Tensor:
         >>> cosine_distance(torch.tensor([[[2.0, 0.0], [0.0, 3.0], [-1.0, 0.0]]]))[0].tolist()
         [[0.0, 1.0, 2.0], [1.0, 0.0, 1.0], [2.0, 1.0, 0.0]]
     """
+    if use_kernels(states) and states.dtype in (torch.bfloat16, torch.float16):
+        from vtprune.kernels.gram import cosine_matrix
+
+        distance = cosine_matrix(states).neg_().add_(1).clamp_(0, 2)
+        distance.diagonal(dim1=1, dim2=2).zero_()
+        return distance
     # Autocast would carry out the product in half precision even for float32 operands.
     with torch.autocast(states.device.type, enabled=False):
         unit = normalize(as_float(states), dim=-1)
@@ -37,11 +44,12 @@ def cosine_distance(states: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def density_centres(distance: torch.Tensor, cutoff: float) -> torch.Tensor:
-    """The centres of PACT's clustering (DBDPC), as many as the cutoff makes; waits for the device.
+    """The centres of PACT's clustering (DBDPC), as many as the cutoff makes.
 
     PACT (arXiv 2504.08966): tokens are visited by falling density `sum exp(-(distance / 2)^2)`; one is a centre if it
-    is farther than `cutoff` from every centre so far. Here all tokens are judged at once against the present guess of
-    the centres, over and over: after the n-th pass the n densest are right, and in practice all after a few.
+    is farther than `cutoff` from every centre so far. A kernel does just that. Without one all tokens are judged at
+    once against the present guess of the centres, over and over: after the n-th pass the n densest are right, and in
+    practice all after a few; this waits for the device.
 
     Args:
         distance: Distances of all pairs, `(batch, tokens, tokens)`.
@@ -55,6 +63,10 @@ def density_centres(distance: torch.Tensor, cutoff: float) -> torch.Tensor:
         >>> density_centres((line.unsqueeze(0) - line.unsqueeze(1)).abs().unsqueeze(0), 0.25).tolist()
         [[False, False, True, True]]
     """
+    if _suits_kernels(distance):
+        from vtprune.kernels.clusters import cutoff_centres, visit_ranks
+
+        return cutoff_centres(distance, visit_ranks(distance), cutoff)
     visit = _visits(distance).argsort(dim=1)
     near = (distance <= cutoff) & (visit.unsqueeze(1) < visit.unsqueeze(2))
     centres = torch.ones(visit.shape, dtype=torch.bool, device=distance.device)
@@ -91,21 +103,28 @@ def budget_centres(distance: torch.Tensor, count: int, cutoff: float) -> tuple[t
     """
     batch, tokens, _ = distance.shape
     check_keep(count, tokens)
-    order = _visits(distance)
-    visited = distance.gather(1, order.unsqueeze(2).expand_as(distance))
-    visited = visited.gather(2, order.unsqueeze(1).expand_as(distance))
     steps = torch.arange(_CUTOFFS, dtype=distance.dtype, device=distance.device)
-    best, falling = distance.new_full((batch, 1), cutoff), (2 * _RATIO**steps).expand(batch, -1)
+    falling, shares = 2 * _RATIO**steps, 1 - (1 - _RATIO) / _CUTOFFS * steps
+    if _suits_kernels(distance):
+        from vtprune.kernels.clusters import budget_search
+
+        return budget_search(distance, count, cutoff, falling, shares)
+    order = _visits(distance)
+    places = (order + torch.arange(batch, device=order.device).unsqueeze(1) * tokens).flatten()
+    visited = distance.flatten(0, 1).index_select(0, places).view_as(distance)
+    # Distances are the same both ways: columns are put in order as rows, which lie together.
+    visited = visited.mT.flatten(0, 1).index_select(0, places).view_as(distance)
+    best, falling = distance.new_full((batch, 1), cutoff), falling.expand(batch, -1)
     for _ in range(2):
         tried = torch.cat([best, falling], dim=1)
         is_centre, is_open = _visit(visited, tried, count)
-        fits = (is_open == 0).all(dim=2)
+        fits = ~is_open.any(dim=2)
         found = torch.where(fits, is_centre.sum(dim=2), 0)
         # The last of the highest counts, unless the one tried first is as good.
         last = _CUTOFFS - found[:, 1:].flip(1).argmax(dim=1, keepdim=True)
         winner = torch.where(found.gather(1, last) > found[:, :1], last, 0)
         best = tried.gather(1, winner)
-        falling = best * (1 - (1 - _RATIO) / _CUTOFFS * steps)
+        falling = best * shares
     highest_misfit = torch.where(fits, -1, tried).argmax(dim=1, keepdim=True)
     few = is_centre.gather(1, winner.unsqueeze(2).expand(-1, -1, tokens)).squeeze(1)
     many = is_centre.gather(1, highest_misfit.unsqueeze(2).expand(-1, -1, tokens)).squeeze(1)
@@ -140,6 +159,10 @@ def cluster_means(
         >>> means.flatten().tolist(), sizes.tolist()
         ([1.0, 4.0], [[1.0, 2.0]])
     """
+    if use_kernels(features) and features.dtype in (torch.bfloat16, torch.float16):
+        from vtprune.kernels.clusters import half_means
+
+        return half_means(features, distance, centres, joins, valid)
     every = torch.arange(centres.shape[1], device=centres.device)
     nearest = distance.masked_fill(~valid.unsqueeze(1), torch.inf).argmin(dim=2)
     # A centre may have copies among the centres, and would join the first of them.
@@ -150,9 +173,17 @@ def cluster_means(
     return (member.mT @ features.double() / sizes.unsqueeze(-1)).to(features.dtype), sizes.float()
 
 
+def _suits_kernels(distance: torch.Tensor) -> bool:
+    if not use_kernels(distance) or distance.dtype != torch.float32:
+        return False
+    from vtprune.kernels.clusters import MOST_TOKENS
+
+    return distance.shape[1] <= MOST_TOKENS
+
+
 def _visits(distance: torch.Tensor) -> torch.Tensor:
     """Tokens by falling density, `(batch, tokens)`."""
-    terms = torch.exp(-((distance.double() / 2) ** 2))
+    terms = torch.exp(-(distance.double() / 2).square())
     density = (terms * 2**_DENSITY_BITS).round().long().sum(dim=-1)
     order: torch.Tensor = density.sort(dim=1, descending=True, stable=True).indices
     return order
@@ -167,14 +198,24 @@ def _visit(visited: torch.Tensor, cutoffs: torch.Tensor, count: int) -> tuple[to
         count: Centres to look for.
 
     Returns:
-        Booleans and 0 or 1, `(batch, cutoffs, tokens)`.
+        Booleans, `(batch, cutoffs, tokens)`.
     """
-    tokens = visited.shape[1]
-    is_open = torch.ones(*cutoffs.shape, tokens, dtype=torch.uint8, device=visited.device)
-    is_centre = torch.zeros_like(is_open, dtype=torch.bool)
+    batch, tokens, _ = visited.shape
+    shape, device = (*cutoffs.shape, tokens), visited.device
+    # Flags fill whole words: of those the first that is not 0 is found sooner.
+    flags = torch.zeros(*cutoffs.shape, -(-tokens // 8) * 8, dtype=torch.bool, device=device)
+    is_open, words = flags[..., :tokens], flags.view(torch.int64)
+    is_open.fill_(True)
+    is_centre = torch.zeros(shape, dtype=torch.bool, device=device)
+    rows, first_row = visited.flatten(0, 1), torch.arange(batch, device=device).view(-1, 1, 1) * tokens
+    eights = flags.view(-1, 8).view(torch.uint8)
+    first_eight = torch.arange(words[..., 0].numel(), device=device).view(*cutoffs.shape, 1) * words.shape[2]
     for _ in range(count):
         # The next centre; the very first token, which is one anyway, where nothing is open.
-        pick = is_open.argmax(dim=2, keepdim=True)
+        word = (words != 0).view(torch.uint8).argmax(dim=2, keepdim=True)
+        eight = eights.index_select(0, (word + first_eight).flatten())
+        pick = 8 * word + eight.argmax(dim=1).view(word.shape)
         is_centre.scatter_(2, pick, True)
-        is_open *= visited.gather(1, pick.expand(-1, -1, tokens)) > cutoffs.unsqueeze(2)
+        row = rows.index_select(0, (pick + first_row).flatten()).view(shape)
+        is_open &= row > cutoffs.unsqueeze(2)
     return is_centre, is_open

@@ -5,29 +5,40 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import normalize
 
+from vtprune.kernels import use_kernels
 from vtprune.ops.checks import check_keep
-from vtprune.ops.topk import stable_topk
 
-_SPANNED = 1e-9
+HALF = (torch.bfloat16, torch.float16)
+# Bytes of the kernels and factors of the pictures that are worked on at a time.
+_ROOM = 2 << 30
+
+
+def spanned_below(dtype: torch.dtype) -> float:
+    """What part of its own entry a token of this type keeps, at most, when others span it."""
+    return 1e-5 if dtype in HALF else 1e-9
 
 
 @torch.no_grad()
-def dpp_map(tokens: torch.Tensor, relevance: torch.Tensor, keep: int) -> torch.Tensor:
+def dpp_map(
+    tokens: torch.Tensor, relevance: torch.Tensor, keep: int, present: torch.Tensor | None = None
+) -> torch.Tensor:
     """Picks tokens greedily so that the determinant of their kernel `diag(r) S diag(r)` stays large.
 
     CDPruner (arXiv 2506.10967), with the cosines of tokens as `S`: each pick has the largest part that the picked ones
     do not span. A pick adds one row to a Cholesky factor (Chen et al., NeurIPS 2018, algorithm 1), `O(picks tokens)`
     after the kernel's `O(tokens^2 dim)`. In float64, and compared in float32, so that rounding does not choose between
-    equal tokens.
+    equal tokens; on CUDA the cosines of half-precision tokens are summed in float32.
 
     Differs from the paper's code where the picked tokens span all others, as they do beyond the width of the tokens:
     there the rest of the budget goes to the highest relevance, where the code takes roots of negative numbers. A token
-    counts as spanned when `1e-9` of its own entry is left; zero vectors are so from the start.
+    counts as spanned when `1e-9` of its own entry is left; zero vectors are so from the start. In half precision
+    `1e-5` is the limit: so far, squared, is a token from itself by the rounding of bfloat16, and less is noise.
 
     Args:
         tokens: `(batch, tokens, dim)`.
         relevance: `(batch, tokens)`, usually 0 or above.
         keep: Tokens to pick, 1 to `tokens`.
+        present: `(batch, tokens)` booleans; an absent token is picked only when no other is left. All are by default.
 
     Returns:
         `(batch, keep)` int64 in the order of picking.
@@ -42,32 +53,69 @@ def dpp_map(tokens: torch.Tensor, relevance: torch.Tensor, keep: int) -> torch.T
     """
     batch, count, _ = tokens.shape
     check_keep(keep, count)
+    floor = spanned_below(tokens.dtype)
+    pictures = max(1, _ROOM // (8 * count * (count + keep)))
+    picks = []
+    for start in range(0, max(1, batch), pictures):
+        part = slice(start, start + pictures)
+        among = None if present is None else present[part]
+        picks.append(_pick(tokens[part], relevance[part], keep, floor, among))
+    return picks[0] if len(picks) == 1 else torch.cat(picks)
+
+
+def _pick(
+    tokens: torch.Tensor, relevance: torch.Tensor, keep: int, floor: float, present: torch.Tensor | None
+) -> torch.Tensor:
+    if not use_kernels(tokens):
+        return _pick_one_by_one(_cosines(tokens), relevance.double(), keep, floor, present)
+    from vtprune.kernels.dpp import greedy_picks
+    from vtprune.kernels.gram import cosine_matrix
+
+    cosines = cosine_matrix(tokens) if tokens.dtype in HALF else _cosines(tokens)
+    return greedy_picks(cosines, relevance, keep, floor, present)
+
+
+def _cosines(tokens: torch.Tensor) -> torch.Tensor:
+    """In float64, which also keeps autocast from carrying out the product in half precision."""
     unit = normalize(tokens.double(), dim=-1)
-    relevance = relevance.double()
-    kernel = relevance.unsqueeze(-1) * (unit @ unit.mT) * relevance.unsqueeze(-2)
-    left = kernel.diagonal(dim1=1, dim2=2)
-    floor = left * _SPANNED
-    factor = kernel.new_zeros((batch, keep, count))
+    return unit @ unit.mT
+
+
+def _pick_one_by_one(
+    cosines: torch.Tensor, relevance: torch.Tensor, keep: int, floor: float, present: torch.Tensor | None
+) -> torch.Tensor:
+    batch, count, _ = cosines.shape
+    left = relevance * cosines.diagonal(dim1=1, dim2=2) * relevance
+    least = left * floor
+    if present is not None:
+        left = left.masked_fill(~present, -torch.inf)
+    factor = cosines.new_zeros((batch, keep, count))
     picks, gains = [], []
     for step in range(keep):
         # A picked token spans itself, and a comparison with NaN is false: neither can be picked from here on.
-        left = torch.where(left > floor, left, -torch.inf)
+        left = torch.where(left > least, left, -torch.inf)
         pick = left.float().argmax(dim=1, keepdim=True)
         gain = left.gather(1, pick)
         column = pick.unsqueeze(-1)
-        row = kernel.gather(1, column.expand(-1, -1, count))
+        row = relevance.gather(1, pick) * cosines.gather(1, column.expand(-1, -1, count)).squeeze(1) * relevance
         done = factor[:, :step]
-        row = (row - done.gather(2, column.expand(-1, step, -1)).mT @ done).squeeze(1) * gain.rsqrt()
+        row = (row - (done.gather(2, column.expand(-1, step, -1)).mT @ done).squeeze(1)) * gain.rsqrt()
         factor[:, step] = row
         left = left - row.square()
         picks.append(pick)
         gains.append(gain)
-    return _fill_up(torch.cat(picks, dim=1), torch.cat(gains, dim=1) > 0, relevance)
+    return _fill_up(torch.cat(picks, dim=1), torch.cat(gains, dim=1) > 0, relevance, present)
 
 
-def _fill_up(picks: torch.Tensor, is_real: torch.Tensor, relevance: torch.Tensor) -> torch.Tensor:
+def _fill_up(
+    picks: torch.Tensor, is_real: torch.Tensor, relevance: torch.Tensor, present: torch.Tensor | None
+) -> torch.Tensor:
     """Puts the most relevant tokens that were not picked in the place of the picks that are not real, at the end."""
-    taken = torch.zeros_like(relevance).scatter_add(1, picks, is_real.to(relevance.dtype)) > 0
-    spare = stable_topk(relevance.masked_fill(taken, -torch.inf), picks.shape[1])
-    turn = ((~is_real).cumsum(dim=1) - 1).clamp_min(0)
-    return torch.where(is_real, picks, spare.gather(1, turn))
+    turn = torch.zeros_like(relevance).scatter_add(1, picks, is_real.to(relevance.dtype)).clamp_max(1) * 2
+    if present is not None:
+        turn = turn + (~present & (turn == 0))
+    order = relevance.masked_fill(relevance.isnan(), -torch.inf).sort(dim=1, descending=True, stable=True).indices
+    # First the tokens that can be taken, then absent ones, then those that are taken.
+    spare = order.gather(1, turn.gather(1, order).sort(dim=1, stable=True).indices)
+    place = ((~is_real).cumsum(dim=1) - 1).clamp_min(0)
+    return torch.where(is_real, picks, spare.gather(1, place))

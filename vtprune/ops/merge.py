@@ -1,11 +1,67 @@
-"""Merging tokens into evenly spaced targets."""
+"""Merging tokens: the means of groups, and merging into evenly spaced targets."""
 
 from __future__ import annotations
 
 import torch
 from torch.nn.functional import normalize
 
+from vtprune.kernels import use_kernels
 from vtprune.ops.checks import check_keep
+from vtprune.ops.gather import as_float
+
+
+def group_means(
+    states: torch.Tensor, source: torch.Tensor, groups: int, weights: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean of the tokens of each group, weighted or not.
+
+    Args:
+        states: `(batch, tokens, dim)`.
+        source: The group of each token, `(batch, tokens)`; `groups` for tokens of none. No group is empty.
+        groups: How many there are.
+        weights: `(batch, tokens)`; `None` for the plain mean.
+
+    Returns:
+        The means `(batch, groups, dim)` in the dtype of `states`, and the sum of each group's weights, or its size,
+        `(batch, groups)`, at least float32.
+
+    Example:
+        >>> means, sizes = group_means(torch.tensor([[[1.0], [5.0], [3.0]]]), torch.tensor([[1, 0, 1]]), 2)
+        >>> means.flatten().tolist(), sizes.tolist()
+        ([5.0, 2.0], [[1.0, 2.0]])
+    """
+    if weights is not None:
+        weights = as_float(weights)
+    if _goes_to_kernels(states):
+        from vtprune.kernels.merging import group_sums
+
+        return group_sums(states, source, groups, weights=weights, mean=True)
+    total, sizes = _group_sums(states, source, groups, weights)
+    return (total / sizes.double().unsqueeze(-1)).to(states.dtype), sizes
+
+
+def _goes_to_kernels(states: torch.Tensor) -> bool:
+    """Kernels know no gradients."""
+    return use_kernels(states) and not (torch.is_grad_enabled() and states.requires_grad)
+
+
+def _group_sums(
+    states: torch.Tensor, source: torch.Tensor, groups: int, weights: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums in float64 and sums of weights."""
+    batch = states.shape[0]
+    # Sums in float64 hold values of lower precision almost exactly, so that the order of atomic additions, which
+    # differs from run to run on a GPU, does not show.
+    wide = states.double()
+    if weights is None:
+        weights = torch.ones_like(source, dtype=torch.float32)
+    else:
+        wide = wide * weights.double().unsqueeze(-1)
+    # One group more, which is left out, for the tokens of none.
+    rows = (source + (groups + 1) * torch.arange(batch, device=states.device).unsqueeze(1)).flatten()
+    total = wide.new_zeros(batch * (groups + 1), states.shape[-1]).index_add(0, rows, wide.flatten(0, 1))
+    sizes = weights.new_zeros(batch * (groups + 1)).index_add(0, rows, weights.flatten())
+    return total.unflatten(0, (batch, -1))[:, :groups], sizes.unflatten(0, (batch, -1))[:, :groups]
 
 
 def merge_into_targets(
@@ -34,18 +90,24 @@ def merge_into_targets(
         >>> merged.flatten().tolist()
         [5.0]
     """
-    tokens = features.shape[1]
+    batch, tokens, _ = features.shape
     check_keep(targets, tokens, lowest=0)
-    every = torch.arange(tokens, device=features.device)
     step = max(1, tokens // max(1, targets))
-    chosen = every[: targets * step : step]
+    spaced = slice(0, targets * step, step)
+    chosen = torch.arange(0, targets * step, step, device=features.device)
     if targets in (0, tokens):
-        return features[:, chosen], chosen, every.new_zeros((features.shape[0], tokens - targets))
-    is_target = (every % step == 0) & (every < targets * step)
-    others = is_target.to(torch.uint8).argsort(stable=True)[: tokens - targets]
+        return features[:, spaced], chosen, chosen.new_zeros((batch, tokens - targets))
     # float64 also keeps autocast from carrying out the products in half precision.
     unit = normalize(metric.double(), dim=-1)
-    assigned = (unit[:, others] @ unit[:, chosen].mT).argmax(dim=2)
-    member = (assigned.unsqueeze(-1) == every[:targets]).double()
-    mean = member.mT @ features[:, others].double() / member.sum(dim=1).clamp_min(1).unsqueeze(-1)
-    return (features[:, chosen].double() + mean).to(features.dtype), chosen, assigned
+    nearest = (unit @ unit[:, spaced].mT).argmax(dim=2)
+    runs = nearest[:, : targets * step].unflatten(1, (targets, step))
+    assigned = torch.cat([runs[:, :, 1:].flatten(1), nearest[:, targets * step :]], dim=1)
+    # A target is of no group: its own features are added to the mean whole.
+    source = nearest.index_fill(1, chosen, targets)
+    if _goes_to_kernels(features):
+        from vtprune.kernels.merging import add_group_means
+
+        return add_group_means(features, source, features[:, spaced]), chosen, assigned
+    total, sizes = _group_sums(features, source, targets, None)
+    mean = total / sizes.clamp_min(1).unsqueeze(-1)
+    return (features[:, spaced].double() + mean).to(features.dtype), chosen, assigned

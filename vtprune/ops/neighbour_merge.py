@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from vtprune.kernels import use_kernels
 from vtprune.ops.checks import check_keep
 from vtprune.ops.gather import take
 from vtprune.ops.rounded_cosine import rounded_cosine
@@ -16,7 +17,8 @@ def nearest_others(
 ) -> torch.Tensor:
     """The `count` tokens with the highest cosine to each centre, other than itself, nearest first.
 
-    By `rounded_cosine`; a zero vector has cosine 0 with everything, and among equals the lower index comes first.
+    By `rounded_cosine` (by kernels, of half precision, in float32 as they come); a zero vector has cosine 0 with
+    everything, and among equals the lower index comes first.
 
     Args:
         keys: `(batch, tokens, dim)`.
@@ -35,10 +37,18 @@ def nearest_others(
         tensor([[[3, 2]]])
     """
     check_keep(count, max(keys.shape[1] - 1, 0), lowest=0)
-    likeness = rounded_cosine(take(keys, centres), keys)
+    likeness = _cosines(take(keys, centres), keys)
     if bonus is not None:
         likeness = likeness + bonus.double().unsqueeze(1)
     return stable_topk(likeness.scatter(2, centres.unsqueeze(-1), -torch.inf), count)
+
+
+def _cosines(centres: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    if use_kernels(keys) and keys.element_size() == 2:
+        from vtprune.kernels.gram import cross_cosine
+
+        return cross_cosine(centres, keys)
+    return rounded_cosine(centres, keys)
 
 
 def neighbour_merge(

@@ -6,6 +6,8 @@ import math
 
 import torch
 
+from vtprune.kernels import use_kernels
+
 _ELEMENTS_PER_PASS = 1 << 24
 
 
@@ -50,6 +52,8 @@ def attention_page_rank(
 ) -> torch.Tensor:
     """`page_rank` of the attention between queries and keys, a few heads at a time so that the maps fit into memory.
 
+    A kernel for half precision never holds a map: products are summed in float32 there, and weights kept as logarithms.
+
     Args:
         queries: `(batch, heads, tokens, head_dim)`.
         keys: `(batch, kv_heads, tokens, head_dim)`; grouped-query models have fewer key heads.
@@ -73,13 +77,17 @@ def attention_page_rank(
     batch, heads, tokens, _ = queries.shape
     if heads % keys.shape[1]:
         raise ValueError(f"{heads} query heads do not divide among {keys.shape[1]} key heads")
+    if use_kernels(queries) and queries.dtype == keys.dtype and queries.dtype in (torch.bfloat16, torch.float16):
+        from vtprune.kernels.page_rank import half_page_rank
+
+        return half_page_rank(queries, keys, scaling, allowed, start, steps, temperature)
     group = heads // keys.shape[1]
     chunk = max(1, _ELEMENTS_PER_PASS // (batch * tokens * tokens))
     walks = []
     for first in range(0, heads, chunk):
         here = torch.arange(first, min(first + chunk, heads), device=keys.device) // group
-        logits = queries[:, first : first + chunk].double() @ keys[:, here].double().mT * scaling
-        logits = logits.masked_fill(~allowed.unsqueeze(1), torch.finfo(torch.float32).min)
+        logits = queries[:, first : first + chunk].double() @ keys[:, here].double().mT
+        logits.mul_(scaling).masked_fill_(~allowed.unsqueeze(1), torch.finfo(torch.float32).min)
         walks.append(_walk(logits, start, steps, temperature))
     return _root_mean_square(torch.cat(walks, dim=1))
 

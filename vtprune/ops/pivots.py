@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import normalize
 
+from vtprune.kernels import use_kernels
 from vtprune.ops.checks import check_keep
 
 
@@ -39,8 +40,11 @@ def unlike_pivots(
         [[False, False, True, True]]
     """
     check_keep(count, tokens.shape[1], lowest=0)
-    # float64 also keeps autocast from carrying out the product in half precision.
-    cosine = normalize(pivots.double(), dim=-1) @ normalize(tokens.double(), dim=-1).mT
+    if use_kernels(tokens):
+        from vtprune.kernels.pivots import pick_unlike
+
+        return pick_unlike(_cosines(pivots, tokens), live, taken, count)
+    cosine = _cosines(pivots, tokens)
     number = live.sum(dim=1, keepdim=True).clamp_min(1)
     place = live.cumsum(dim=1) - 1
     share = (torch.div(count, number, rounding_mode="floor") + (place < count % number)).masked_fill(~live, 0)
@@ -51,3 +55,12 @@ def unlike_pivots(
         rank = torch.empty_like(order).scatter(1, order, every)
         gone = gone | (rank < share[:, pivot : pivot + 1])
     return gone & ~taken
+
+
+def _cosines(pivots: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    if use_kernels(tokens) and tokens.element_size() == 2 and pivots.dtype == tokens.dtype:
+        from vtprune.kernels.gram import cross_cosine
+
+        return cross_cosine(pivots, tokens)
+    # float64 also keeps autocast from carrying out the product in half precision.
+    return normalize(pivots.double(), dim=-1) @ normalize(tokens.double(), dim=-1).mT

@@ -34,7 +34,8 @@ def propagated_importance(
     """
     cosine = rounded_cosine(features, features)
     cosine.diagonal(dim1=1, dim2=2).fill_(1)
-    walk = (cosine / temperature).masked_fill(cosine < threshold, -torch.inf).softmax(dim=-1)
+    apart = cosine < threshold
+    walk = cosine.div_(temperature).masked_fill_(apart, -torch.inf).softmax(dim=-1)
     edges = (walk.float() > 0).sum(dim=-1)
     flow = features.double().norm(dim=-1).unsqueeze(1)
     for _ in range(steps):

@@ -6,10 +6,13 @@ import math
 
 import torch
 
+from vtprune.kernels import use_kernels
 from vtprune.ops.gather import as_float
 
 # A quotient of attention and gravity stays finite with it; gravity of a plain offset is rarely below 1e-3.
 _LEAST_GRAVITY = 1e-6
+# Shares that are all equal must not exceed their mean by rounding.
+_MARGIN = 1e-9
 
 
 @torch.no_grad()
@@ -31,6 +34,11 @@ def text_raters(tokens: torch.Tensor, words: torch.Tensor, word_mask: torch.Tens
         >>> text_raters(torch.tensor([[[1.0, 0.0]]]), words, torch.tensor([[True, True, True, False]])).tolist()
         [[True, False, True, False]]
     """
+    if use_kernels(tokens) and tokens.element_size() == 2 and tokens.dtype == words.dtype:
+        from vtprune.kernels.raters import MOST_WORDS, raters_of
+
+        if 0 < words.shape[1] <= MOST_WORDS:
+            return raters_of(tokens, words, word_mask, _MARGIN)
     # Autocast would carry out the product in half precision even for float32 operands.
     with torch.autocast(tokens.device.type, enabled=False):
         logits = as_float(tokens) @ as_float(words).mT
@@ -38,17 +46,18 @@ def text_raters(tokens: torch.Tensor, words: torch.Tensor, word_mask: torch.Tens
     logits = logits.masked_fill(~word_mask.unsqueeze(1), torch.finfo(logits.dtype).min)
     shares = logits.double().softmax(dim=-1).mean(dim=1).masked_fill(~word_mask, 0)
     mean = shares.sum(dim=1, keepdim=True) / word_mask.sum(dim=1, keepdim=True).clamp_min(1)
-    # Shares that are all equal must not exceed their mean by rounding.
-    raters = (shares > mean * (1 + 1e-9)) & word_mask
+    raters = (shares > mean * (1 + _MARGIN)) & word_mask
     return torch.where(raters.any(dim=1, keepdim=True), raters, word_mask)
 
 
-def rater_attention(attention: torch.Tensor, raters: torch.Tensor) -> torch.Tensor:
+@torch.no_grad()
+def rater_attention(attention: torch.Tensor, raters: torch.Tensor, gravity: torch.Tensor | None = None) -> torch.Tensor:
     """Mean attention of the raters, head by head; zero where there is no rater.
 
     Args:
         attention: `(batch, heads, rows, tokens)`; rows that are no rater may hold anything.
         raters: `(batch, rows)` booleans.
+        gravity: What the attention is divided by, `(batch, rows, tokens)`, as `rotary_gravity` returns it.
 
     Returns:
         `(batch, heads, tokens)`.
@@ -58,8 +67,40 @@ def rater_attention(attention: torch.Tensor, raters: torch.Tensor) -> torch.Tens
         >>> rater_attention(attention, torch.tensor([[True, True, False]])).tolist()
         [[[0.5, 0.5]]]
     """
-    total = as_float(attention).masked_fill(~raters[:, None, :, None], 0).sum(dim=2)
+    if use_kernels(attention):
+        from vtprune.kernels.raters import mean_rows
+
+        return mean_rows(attention, raters, gravity)
+    attention = as_float(attention)
+    if gravity is not None:
+        attention = attention / gravity.unsqueeze(1).to(attention.dtype)
+    total = attention.masked_fill(~raters[:, None, :, None], 0).sum(dim=2)
     return total / raters.sum(dim=1).clamp_min(1)[:, None, None]
+
+
+@torch.no_grad()
+def attention_peaks(attention: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the mean over heads, the sum over some rows and the highest value in them; zero where there is no such row.
+
+    Args:
+        attention: `(batch, heads, rows, tokens)`, probabilities; rows that do not count may hold anything.
+        rows: Those that count, `(batch, rows)` booleans.
+
+    Returns:
+        `(batch, tokens)` each, at least float32.
+
+    Example:
+        >>> attention = torch.tensor([[[[0.25, 0.75], [0.75, 0.25], [9.0, 9.0]]]])
+        >>> total, peak = attention_peaks(attention, torch.tensor([[True, True, False]]))
+        >>> total.tolist(), peak.tolist()
+        ([[1.0, 1.0]], [[0.75, 0.75]])
+    """
+    if use_kernels(attention):
+        from vtprune.kernels.raters import totals_and_peaks
+
+        return totals_and_peaks(attention, rows)
+    mean = as_float(attention).mean(dim=1).masked_fill(~rows.unsqueeze(-1), 0)
+    return mean.sum(dim=1), mean.amax(dim=1)
 
 
 @torch.no_grad()
@@ -83,9 +124,9 @@ def rotary_gravity(rows: torch.Tensor, columns: torch.Tensor, width: int, theta:
         >>> rotary_gravity(torch.tensor([[7]]), torch.tensor([[7]]), 16, 10000.0).round(decimals=6).item()
         4.0
     """
-    powers = torch.arange(0, width, 2, device=rows.device, dtype=torch.float64) / width
-    frequencies = theta**-powers
-    query, key = (positions.double().unsqueeze(-1) * frequencies for positions in (rows, columns))
-    cosines = query.cos() @ key.cos().mT + query.sin() @ key.sin().mT
-    gravity = 2 / math.sqrt(width) * cosines
+    powers = torch.arange(0, width, 2, device=rows.device, dtype=torch.float64) / -width
+    # All queries, then all keys; cos(a - b) = cos a cos b + sin a sin b as one product.
+    angles = torch.cat([rows, columns], dim=1).double().unsqueeze(-1) * theta**powers
+    waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
+    gravity = waves[:, : rows.shape[1]] @ waves[:, rows.shape[1] :].mT * (2 / math.sqrt(width))
     return torch.where(gravity < 0, gravity.clamp_max(-_LEAST_GRAVITY), gravity.clamp_min(_LEAST_GRAVITY))

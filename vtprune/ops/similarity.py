@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import normalize
 
+from vtprune.kernels import use_kernels
+
 _EPSILON = 1e-6
 
 
@@ -43,8 +45,9 @@ def text_relevance(
     """How much the prompt speaks of each token, in [0, 1].
 
     FlashVLM (arXiv 2512.20561): cosines `S` to all words; soft selection `s = sum over words of softmax(S / tau) S`;
-    a softmax over tokens raised to `sharpness`; values below a quantile are damped. In float64, because the later
-    steps of that method turn rounding differences into different choices. What stands at masked words never matters;
+    a softmax over tokens raised to `sharpness`; values below a quantile are damped. In float64 (by kernels, cosines of
+    half precision in float32), because the later steps of that method turn rounding differences into different choices.
+    What stands at masked words never matters;
     a prompt without words gives 0 for every token.
 
     Args:
@@ -72,6 +75,19 @@ def text_relevance(
         raise ValueError(f"tokens are {tokens.shape[-1]} wide but words {words.shape[-1]}; both must be in one space")
     if words.shape[1] == 0:
         return tokens.new_zeros(tokens.shape[:2], dtype=torch.float64)
+    if use_kernels(tokens):
+        from vtprune.kernels.relevance import MOST_TOKENS, MOST_WORDS, relevance
+
+        if tokens.shape[1] <= MOST_TOKENS and words.shape[1] <= MOST_WORDS:
+            return relevance(
+                _cosines(tokens, words, word_mask),
+                word_mask,
+                word_temperature=word_temperature,
+                token_temperature=token_temperature,
+                sharpness=sharpness,
+                gate_quantile=gate_quantile,
+                gate_factor=gate_factor,
+            )
     visual = normalize(tokens.double(), dim=-1)
     textual = normalize(words.double().masked_fill(~word_mask.unsqueeze(-1), 0), dim=-1)
     # The published gate by word norms is measured after normalisation, so that it scales every word alike.
@@ -84,6 +100,31 @@ def text_relevance(
     sharpened = min_max((selected / token_temperature).softmax(dim=-1) ** sharpness)
     gated = torch.where(sharpened < quantile(sharpened, gate_quantile), sharpened * gate_factor, sharpened)
     return min_max(gated) * word_mask.any(dim=1, keepdim=True)
+
+
+def _cosines(tokens: torch.Tensor, words: torch.Tensor, word_mask: torch.Tensor) -> torch.Tensor:
+    """Cosines of tokens and words, 0 for masked words."""
+    words = words.masked_fill(~word_mask.unsqueeze(-1), 0)
+    if use_kernels(tokens) and tokens.element_size() == 2 and tokens.dtype == words.dtype:
+        from vtprune.kernels.gram import cross_cosine
+
+        return cross_cosine(tokens, words)
+    return normalize(tokens.double(), dim=-1) @ normalize(words.double(), dim=-1).mT
+
+
+def spread_blend(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """`geometric_blend` of the first scores mapped to [0, 1] and the second ones, in float64, `(batch, tokens)` each.
+
+    Example:
+        >>> spread_blend(torch.tensor([[2.0, 4.0]]), torch.tensor([[1.0, 1.0]])).round(decimals=2).tolist()
+        [[0.0, 1.0]]
+    """
+    if use_kernels(first):
+        from vtprune.kernels.relevance import MOST_TOKENS, blend
+
+        if first.shape[1] <= MOST_TOKENS:
+            return blend(first, second)
+    return geometric_blend(min_max(first.double()), second.double())
 
 
 def geometric_blend(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from vtprune.context import Context
 from vtprune.ops.checks import check_share
 from vtprune.ops.dpp import dpp_map
-from vtprune.ops.rounded_cosine import rounded_cosine
+from vtprune.ops.question_relevance import question_relevance
 from vtprune.pruner import Pruner, Reduction, Signal, check_flag
 from vtprune.registry import register
 
@@ -62,24 +62,21 @@ class CDPruner(Pruner):
     def reduce(self, context: Context, keep: int) -> Reduction:
         """Picks in all views at once, view by view in the order of picking."""
         views, shares, separators = context.by_view(keep)
-        padded = pad_sequence(list(views), batch_first=True, padding_value=-1)
-        present, names = padded >= 0, padded.clamp_min(0)
-        # Where a view is filled up stand zero vectors below every relevance: they would be picked last.
-        states = context.hidden[:, names].masked_fill(~present.unsqueeze(-1), 0)
-        relevance = self.relevance(context)[:, names].masked_fill(~present, -1)
-        picks = dpp_map(states.flatten(0, 1), relevance.flatten(0, 1), max(shares))
+        names = pad_sequence(list(views), batch_first=True, padding_value=-1)
+        present = None
+        if len({len(view) for view in views}) > 1:
+            present = (names >= 0).repeat(context.batch, 1)
+            names = names.clamp_min(0)
+        states, relevance = context.hidden[:, names], self.relevance(context)[:, names]
+        picks = dpp_map(states.flatten(0, 1), relevance.flatten(0, 1), max(shares), present)
         picked = names.expand(context.batch, -1, -1).gather(2, picks.unflatten(0, (context.batch, len(views))))
         kept = [picked[:, view, :share] for view, share in enumerate(shares)]
         return Reduction(torch.cat([*kept, separators], dim=1))
 
     def relevance(self, context: Context) -> torch.Tensor:
         """How much each token bears on the question, from 0 to 1 among the patches, `(batch, tokens)` float64."""
-        mask = context.clip_text_mask
-        pieces = context.clip_text.masked_fill(~mask.unsqueeze(-1), 0)
-        cosines = rounded_cosine(context.clip_project(context.encoder_features), pieces)
-        cosine = cosines.sum(dim=-1) / mask.sum(dim=-1, keepdim=True).clamp_min(1)
-        scores = -cosine if self.negate else cosine
-        low = scores.masked_fill(~context.is_patch, torch.inf).amin(dim=-1, keepdim=True)
-        high = scores.masked_fill(~context.is_patch, -torch.inf).amax(dim=-1, keepdim=True)
-        relative = torch.where(high > low, (scores - low + 1e-6) / (high - low), 1)
+        features = context.clip_project(context.encoder_features)
+        relative = question_relevance(
+            features, context.clip_text, context.clip_text_mask, context.is_patch, negate=self.negate
+        )
         return relative if self.theta is None else torch.exp(relative * (self.theta / (2 - 2 * self.theta)))

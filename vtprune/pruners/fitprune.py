@@ -11,14 +11,11 @@ import torch
 from vtprune.context import Context
 from vtprune.ops.checks import check_positive
 from vtprune.ops.decay import geometric_counts
-from vtprune.ops.gather import as_float
 from vtprune.ops.topk import stable_topk
 from vtprune.pruner import Depths, Pruner, Reduction, Signal, check_stages
 from vtprune.registry import register
 
 _DEPTH = 32
-# Query rows whose attention is held at once: all heads' full map of 576 tokens would be twice as large.
-_ROWS = 256
 
 
 @register
@@ -112,22 +109,15 @@ class FitPrune(Pruner):
         Returns:
             Self and cross score, each `(batch, tokens)`; without such text the latter is 1 everywhere.
         """
-        own = _received(context, context.slots, torch.ones_like(context.slots, dtype=torch.bool)) / context.tokens
         follows = context.text_follows
-        cross = _received(context, context.text_slots, follows)
-        return own, torch.where(follows.any(dim=1, keepdim=True), cross, 1.0)
+        slots = torch.cat([context.slots, context.text_slots], dim=1)
+        everywhere = torch.ones_like(context.slots, dtype=torch.bool)
+        none, none_of_text = torch.zeros_like(everywhere), torch.zeros_like(follows)
+        counted = torch.stack([torch.cat([everywhere, none_of_text], dim=1), torch.cat([none, follows], dim=1)], dim=1)
+        own, cross = context.strongest_attention_from(slots, counted).unbind(dim=1)
+        return own / context.tokens, torch.where(follows.any(dim=1, keepdim=True), cross, 1.0)
 
     def reduce(self, context: Context, keep: int) -> Reduction:
         """Keeps the highest products, best first."""
         own, cross = self.scores(context)
         return Reduction(stable_topk(own * cross, keep))
-
-
-@torch.no_grad()
-def _received(context: Context, slots: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
-    """Attention of the strongest head, summed over those query slots `(batch, rows)` that count: `(batch, tokens)`."""
-    total = torch.zeros(context.batch, context.tokens, device=slots.device)
-    for rows, count in zip(slots.split(_ROWS, dim=1), counted.split(_ROWS, dim=1), strict=True):
-        strongest = as_float(context.attention_from(rows)).amax(dim=1)
-        total = total + strongest.masked_fill(~count.unsqueeze(-1), 0).sum(dim=1)
-    return total

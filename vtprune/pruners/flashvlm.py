@@ -10,7 +10,7 @@ from vtprune.context import Context
 from vtprune.ops.checks import check_integer, check_positive, check_share
 from vtprune.ops.gather import split_by, take
 from vtprune.ops.residual import drop_redundant
-from vtprune.ops.similarity import geometric_blend, min_max, text_relevance
+from vtprune.ops.similarity import spread_blend, text_relevance
 from vtprune.ops.topk import stable_topk
 from vtprune.pruner import Pruner, Reduction, Signal
 from vtprune.registry import register
@@ -82,7 +82,7 @@ class FlashVLM(Pruner):
             gate_quantile=self.gate_quantile,
             gate_factor=self.gate_factor,
         )
-        order = patch.gather(1, stable_topk(geometric_blend(min_max(attention), relevance), patches))
+        order = patch.gather(1, stable_topk(spread_blend(attention, relevance), patches))
         important = int(budget * self.important)
         others = order[:, important:]
         left = drop_redundant(take(context.encoder_features, others), budget - important, per_round=self.per_round)

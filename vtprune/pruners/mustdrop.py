@@ -10,6 +10,7 @@ import torch
 from vtprune.context import Context
 from vtprune.ops.checks import check_positive, check_share
 from vtprune.ops.gather import as_float
+from vtprune.ops.raters import attention_peaks
 from vtprune.ops.topk import stable_topk
 from vtprune.pruner import Reduction, Signal, StagedPruner
 from vtprune.registry import register
@@ -72,11 +73,9 @@ class MustDrop(StagedPruner):
 
     def scores(self, context: Context) -> torch.Tensor:
         """How far each token exceeds the threshold that it exceeds more, `(batch, tokens)`; below 1 it is dropped."""
-        attention = as_float(context.attention_from(context.text_slots)).mean(dim=1)
-        attention = attention.masked_fill(~context.text_follows.unsqueeze(-1), 0)
-        total = attention.sum(dim=1)
+        total, peak = attention_peaks(context.attention_from(context.text_slots), context.text_follows)
         share = total / total.sum(dim=1, keepdim=True).clamp_min(torch.finfo(total.dtype).tiny)
-        return torch.maximum(share / self.global_threshold, attention.amax(dim=1) / self.individual_threshold)
+        return torch.maximum(share / self.global_threshold, peak / self.individual_threshold)
 
     def reduce(self, context: Context, keep: int) -> Reduction:
         """Keeps the key tokens and the highest scores."""

@@ -12,12 +12,14 @@ from vtprune.context import Context
 from vtprune.ops.attention import attention_rows
 from vtprune.ops.checks import check_positive, check_share
 from vtprune.ops.distance_clusters import budget_centres, cluster_means, cosine_distance, density_centres
-from vtprune.ops.gather import as_float, split_by, take
+from vtprune.ops.gather import split_by, take
 from vtprune.ops.topk import stable_topk
 from vtprune.pruner import Depths, Pruner, Reduction, Signal, check_flag, check_layer, scale_layers
 from vtprune.registry import register
 
 _PAPER_LAYER = 4
+# Entries of the matrices of distances that exist at once, 2 GiB in float32.
+_DISTANCES_AT_ONCE = 1 << 29
 
 
 class _Ranked(NamedTuple):
@@ -25,12 +27,10 @@ class _Ranked(NamedTuple):
 
     Args:
         tokens: Their indices among the image's tokens, `(batch, patches)`.
-        distance: Distances of their keys, `(batch, patches, patches)`.
         candidates: How many may become centres.
     """
 
     tokens: torch.Tensor
-    distance: torch.Tensor
     candidates: int
 
 
@@ -117,27 +117,47 @@ class PACT(Pruner):
         patches, separators = self._patches(context)
         budget = min(keep, patches.shape[1])
         ranked = self._rank(context, patches, least=budget)
-        block = ranked.distance[:, : ranked.candidates, : ranked.candidates]
-        centres, cutoff = budget_centres(block, budget, self.cutoff)
-        merged = self._merge(context, ranked, centres, torch.ones_like(centres, dtype=torch.bool), cutoff)
+        at_once = max(1, _DISTANCES_AT_ONCE // patches.shape[1] ** 2)
+        parts = []
+        for first in range(0, context.batch, at_once):
+            part = slice(first, first + at_once)
+            tokens = ranked.tokens[part]
+            distance = cosine_distance(_at(context.next_keys[part], tokens))
+            block = distance[:, : ranked.candidates, : ranked.candidates]
+            centres, cutoff = budget_centres(block, budget, self.cutoff)
+            every = torch.ones_like(centres, dtype=torch.bool)
+            means, sizes = self._means(
+                take(context.hidden[part], tokens), distance, ranked.candidates, centres, every, cutoff
+            )
+            parts.append((tokens.gather(1, centres), means, sizes))
+        kept, features, sizes = (
+            torch.cat(values) if len(parts) > 1 else values[0] for values in zip(*parts, strict=True)
+        )
         separators = separators[:, : keep - budget]
-        assert merged.features is not None
-        features = torch.cat([merged.features, take(context.hidden, separators)], dim=1)
-        sizes = merged.sizes
-        if sizes is not None:
-            sizes = torch.cat([sizes, sizes.new_ones(separators.shape)], dim=1)
-        return Reduction(torch.cat([merged.kept, separators], dim=1), features=features, sizes=sizes)
+        features = torch.cat([features, take(context.hidden, separators)], dim=1)
+        sizes = torch.cat([sizes, sizes.new_ones(separators.shape)], dim=1)
+        return Reduction(
+            torch.cat([kept, separators], dim=1),
+            features=features,
+            sizes=sizes if self.proportional_attention else None,
+        )
 
     def reduce_adaptive(self, context: Context) -> Reduction:
         """Clusters with the paper's cutoff, whatever number of centres that makes."""
-        ranked = self._rank(context, self._patches(context)[0], least=1)
-        block = ranked.distance[:, : ranked.candidates, : ranked.candidates]
-        is_centre = density_centres(block, self.cutoff)
+        tokens, candidates = self._rank(context, self._patches(context)[0], least=1)
+        distance = cosine_distance(_at(context.next_keys, tokens))
+        is_centre = density_centres(distance[:, :candidates, :candidates], self.cutoff)
         counts = is_centre.sum(dim=1, keepdim=True)
         centres, _ = split_by(is_centre, int(counts.max()))
         valid = torch.arange(centres.shape[1], device=centres.device) < counts
-        cutoff = block.new_full((context.batch, 1), self.cutoff)
-        return dataclasses.replace(self._merge(context, ranked, centres, valid, cutoff), valid=valid)
+        cutoff = distance.new_full((context.batch, 1), self.cutoff)
+        means, sizes = self._means(take(context.hidden, tokens), distance, candidates, centres, valid, cutoff)
+        return Reduction(
+            tokens.gather(1, centres),
+            features=means,
+            sizes=sizes if self.proportional_attention else None,
+            valid=valid,
+        )
 
     def _patches(self, context: Context) -> tuple[torch.Tensor, torch.Tensor]:
         """Patches and separators of the images."""
@@ -149,39 +169,46 @@ class PACT(Pruner):
         candidates = max(least, int(count * self.keep_share) - int(self.parity))
         top = stable_topk(_importance(context, patches), candidates)
         is_candidate = torch.zeros(patches.shape, dtype=torch.bool, device=patches.device).scatter(1, top, True)
-        tokens = patches.gather(1, torch.cat(split_by(is_candidate, candidates), dim=1))
-        return _Ranked(tokens, cosine_distance(take(_all_heads(context.next_keys), tokens)), candidates)
+        return _Ranked(patches.gather(1, torch.cat(split_by(is_candidate, candidates), dim=1)), candidates)
 
-    def _merge(
-        self, context: Context, ranked: _Ranked, centres: torch.Tensor, valid: torch.Tensor, cutoff: torch.Tensor
-    ) -> Reduction:
-        """The means of the clusters around `centres`, which are places among the candidates."""
-        count = ranked.tokens.shape[1]
-        distance = ranked.distance.gather(2, centres.unsqueeze(1).expand(-1, count, -1))
+    def _means(
+        self,
+        states: torch.Tensor,
+        distance: torch.Tensor,
+        candidates: int,
+        centres: torch.Tensor,
+        valid: torch.Tensor,
+        cutoff: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Means and sizes of the clusters around `centres`, which are places among the candidates."""
+        count = states.shape[1]
+        distance = distance.gather(2, centres.unsqueeze(1).expand(-1, count, -1))
         nearest = distance.masked_fill(~valid.unsqueeze(1), torch.inf).amin(dim=2)
-        is_candidate = torch.arange(count, device=centres.device) < ranked.candidates
+        is_candidate = torch.arange(count, device=centres.device) < candidates
         joins = is_candidate | (nearest <= self.recovery * cutoff)
-        means, sizes = cluster_means(take(context.hidden, ranked.tokens), distance, centres, joins, valid)
-        kept = ranked.tokens.gather(1, centres)
-        return Reduction(kept, features=means, sizes=sizes if self.proportional_attention else None)
+        return cluster_means(states, distance, centres, joins, valid)
 
 
-def _all_heads(states: torch.Tensor) -> torch.Tensor:
-    """States of all heads beside one another, `(batch, tokens, heads * head_dim)`."""
-    return states.transpose(1, 2).flatten(2)
+def _at(states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """States of all heads beside one another at some tokens, `(batch, any, heads * head_dim)`."""
+    by_token = states.transpose(1, 2)
+    index = tokens[:, :, None, None].expand(-1, -1, *by_token.shape[2:])
+    return by_token.gather(1, index).flatten(2)
 
 
 @torch.no_grad()
 def _importance(context: Context, patches: torch.Tensor) -> torch.Tensor:
     """The EUTI score of the patches, `(batch, patches)`."""
-    heads, kv_heads = context.next_unrotated_queries.shape[1], context.next_unrotated_keys.shape[1]
-    query = as_float(take(_all_heads(context.next_unrotated_queries), patches)).mean(dim=1, keepdim=True)
-    keys = take(_all_heads(context.next_unrotated_keys), patches)
-    with torch.autocast(keys.device.type, enabled=False):
-        attention = attention_rows(
-            query.unflatten(2, (heads, -1)).transpose(1, 2),
-            keys.unflatten(2, (kv_heads, -1)).transpose(1, 2),
-            context.scaling,
+    queries, keys, hidden = context.next_unrotated_queries, context.next_unrotated_keys, context.hidden
+    if patches.shape[1] < context.tokens:
+        hidden = take(hidden, patches)
+        queries, keys = (
+            states.gather(2, patches[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3]))
+            for states in (queries, keys)
         )
-    norm: torch.Tensor = torch.linalg.vector_norm(as_float(take(context.hidden, patches)), dim=-1)
+    full = torch.float64 if queries.dtype == torch.float64 else torch.float32
+    with torch.autocast(keys.device.type, enabled=False):
+        query = queries.mean(dim=2, keepdim=True, dtype=full)
+        attention = attention_rows(query, keys, context.scaling)
+    norm: torch.Tensor = torch.linalg.vector_norm(hidden, dim=-1, dtype=full)
     return attention[:, :, 0].mean(dim=1) * norm

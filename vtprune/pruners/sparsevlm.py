@@ -13,7 +13,7 @@ from vtprune.ops.checks import check_integer, check_share
 from vtprune.ops.density_peaks import cluster_means, density_peaks
 from vtprune.ops.gather import take
 from vtprune.ops.hashing import random_keys
-from vtprune.ops.raters import rater_attention, text_raters
+from vtprune.ops.raters import attention_peaks, text_raters
 from vtprune.ops.schedules import interpolated_schedule
 from vtprune.ops.topk import stable_topk
 from vtprune.pruner import Reduction, Signal, StagedPruner
@@ -97,7 +97,8 @@ class SparseVLM(StagedPruner):
         slots = context.text_slots
         words = take(context.text, context.columns(slots))
         raters = text_raters(context.inputs, words, context.text_follows)
-        return rater_attention(context.attention_from(slots), raters).mean(dim=1)
+        total, _ = attention_peaks(context.attention_from(slots), raters)
+        return total / raters.sum(dim=1, keepdim=True).clamp_min(1)
 
     def reduce(self, context: Context, keep: int) -> Reduction:
         """Keeps the best tokens and clusters the best of the others."""

@@ -10,7 +10,7 @@ import torch
 
 from vtprune.context import Context
 from vtprune.ops.checks import check_integer, check_positive
-from vtprune.ops.gather import as_float, take
+from vtprune.ops.gather import take
 from vtprune.ops.raters import rater_attention, rotary_gravity, text_raters
 from vtprune.ops.schedules import interpolated_schedule
 from vtprune.ops.topk import stable_topk
@@ -80,8 +80,7 @@ class SparseVLMPlus(StagedPruner):
         raters = text_raters(context.inputs, take(context.text, columns), context.text_follows)
         width = context.queries.shape[-1]
         gravity = rotary_gravity(columns, context.columns(context.slots), width, self.theta)
-        attention = as_float(context.attention_from(slots))
-        by_head = rater_attention(attention / gravity.unsqueeze(1).to(attention.dtype), raters)
+        by_head = rater_attention(context.attention_from(slots), raters, gravity)
         heads = stable_topk(by_head.sum(dim=2), min(self.heads, by_head.shape[1]))
         return take(by_head, heads).mean(dim=1)
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 
 from vtprune.context import Context
-from vtprune.ops.bipartite import bipartite_match, merge_matched
+from vtprune.ops.bipartite import merge_rounds
 from vtprune.ops.checks import check_integer
-from vtprune.ops.gather import as_float, take
+from vtprune.ops.gather import take
 from vtprune.pruner import Pruner, Reduction, check_flag
 from vtprune.registry import register
 
@@ -93,11 +93,5 @@ class ToMe(Pruner):
 
     def _merge(self, hidden: torch.Tensor, view: torch.Tensor, budget: int) -> _Part:
         """Brings one view down to its budget."""
-        states, places = as_float(hidden), view.expand(hidden.shape[0], -1)
-        sizes = torch.ones_like(places, dtype=torch.float32)
-        while states.shape[1] > budget:
-            merges = states.shape[1] - budget
-            matching = bipartite_match(states, merges if self.per_round is None else min(merges, self.per_round))
-            states, sizes = merge_matched(matching, states, sizes)
-            places = places.gather(1, matching.kept)
-        return _Part(states.to(hidden.dtype), places, sizes)
+        states, kept, sizes = merge_rounds(hidden, budget, per_round=self.per_round)
+        return _Part(states, view[kept], sizes)
