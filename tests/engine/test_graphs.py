@@ -46,7 +46,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> type[Again]:
     attach_graphs = graphs.Graphs.attach
     monkeypatch.setattr(graphs.Graphs, "attach", attach)
     monkeypatch.setattr(graphs, "Recorded", Again)
-    monkeypatch.setattr(graphs.Graphs, "_check_device", lambda self, tensor: None)
+    monkeypatch.setattr(graphs.Graphs, "_check_devices", lambda self, tensors: None)
     monkeypatch.setattr(graphs.Recordings, "pool", None)
     Again.count = 0
     return Again
@@ -208,7 +208,7 @@ def test_what_cannot_be_recorded_runs_and_is_told_once() -> None:
     with torch.no_grad(), vtprune.pruning(model, "divprune", 9):
         expected = model(**inputs).logits
     with torch.no_grad(), vtprune.pruning(model, "divprune", 9, graph=True):
-        with pytest.warns(UserWarning, match="needs? a CUDA device, and the model is on cpu"):
+        with pytest.warns(UserWarning, match="needs? a CUDA device, and an input is on cpu"):
             found = model(**inputs).logits
         with warnings.catch_warnings():
             warnings.simplefilter("error")

@@ -253,7 +253,7 @@ class Again:
 def test_graphs(monkeypatch: pytest.MonkeyPatch, name: str, static: bool) -> None:
     for module in (graphs, profiling):
         monkeypatch.setattr(module, "Recorded", Again)
-    monkeypatch.setattr(graphs.Graphs, "_check_device", lambda self, tensor: None)
+    monkeypatch.setattr(graphs.Graphs, "_check_devices", lambda self, tensors: None)
     monkeypatch.setattr(graphs.Recordings, "pool", None)
     monkeypatch.setattr(Prompt, "pool", None)
     row = measured(tiny.tiny_llava("sdpa"), name, Budget(tokens=9), Settings(1, 0, 2, graph=True, static=static))

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 T = TypeVar("T")
+
+# Operations whose results, or their shapes, the host must know.
+_ASKING = (
+    "_local_scalar_dense",
+    "_unique2",
+    "bincount",
+    "equal",
+    "linalg_eigh",
+    "_linalg_eigh",
+    "masked_select",
+    "nonzero",
+    "unique_consecutive",
+    "unique_dim",
+)
 
 
 class Recorded(Generic[T]):
@@ -28,18 +45,80 @@ class Recorded(Generic[T]):
             here = torch.cuda.current_stream()
             aside = torch.cuda.Stream()
             aside.wait_stream(here)
+            constants = HostConstants()
             with torch.cuda.stream(aside):
-                for _ in range(warmup):
+                for _ in range(warmup - 1):
+                    work()
+                with Unasked(), constants:
                     work()
             here.wait_stream(aside)
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+            constants.are_kept = True
+            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"), constants:
                 self.result = work()
+            # Whatever the recorded kernels read from lives as long as they.
+            self._read = work, constants
 
     def replay(self) -> T:
         """Does the work again; its result holds until the next time."""
         self._graph.replay()
         return self.result
+
+
+class Unasked(TorchDispatchMode):
+    """Within, what makes the host wait for the device is an error, which in a recording would spoil more than that."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func.name().removeprefix("aten::").partition(".")[0]
+        asks = name in _ASKING
+        if name in ("index", "index_put_"):
+            asks = any(isinstance(index, torch.Tensor) and index.dtype == torch.bool for index in args[1])
+        elif name == "repeat_interleave":
+            asks = not kwargs.get("output_size")
+        elif name == "copy_":
+            asks = args[0].is_cpu != args[1].is_cpu
+        elif name == "_to_copy":
+            # The other way round `HostConstants` sees to it.
+            asks = torch.device(kwargs.get("device") or args[0].device).type == "cpu"
+        if asks and any(not tensor.is_cpu for tensor in tensors_in(args)):
+            raise RuntimeError(f"{func} makes the host wait for the device")
+        return func(*args, **kwargs)
+
+
+class HostConstants(TorchFunctionMode):
+    """Numbers that work brings from the host to the device: the same at each call, they are brought there once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.are_kept = False
+        self._found: dict[Hashable, torch.Tensor] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = [*args, *kwargs.values()]
+        tensors = tensors_in(given)
+        from_numbers = func in (torch.tensor, torch.as_tensor) and not tensors
+        if not from_numbers and not (tensors and all(tensor.is_cpu for tensor in tensors)):
+            return func(*args, **kwargs)
+        key = str(func), *map(_content, given), *kwargs
+        if self.are_kept and key in self._found:
+            return self._found[key].clone()
+        result = func(*args, **kwargs)
+        if isinstance(result, torch.Tensor) and not result.is_cpu:
+            self._found[key] = result.clone()
+        return result
+
+
+def _content(value: Any) -> Hashable:
+    return str(value.tolist() if isinstance(value, torch.Tensor | np.ndarray) else value), str(
+        getattr(value, "dtype", "")
+    )
 
 
 def is_recording() -> bool:

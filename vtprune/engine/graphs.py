@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -102,6 +102,8 @@ class Recordings:
                 self._found[key] = make()
             except Exception as error:  # whatever a model does that cannot be recorded
                 first = str(error).strip().partition("\n")[0]
+                # Memory that a broken recording was given is lost to it.
+                self.__dict__.pop("pool", None)
                 reason = str(error) if isinstance(error, _Refused) else f"{type(error).__name__}: {first}"
                 self._found[key] = _Refused(reason)
             while len(self._found) > self.limit:
@@ -129,29 +131,24 @@ class Graphs:
 
     def attach(self) -> list[Callable[[], None]]:
         """Replaces both; returns what undoes it."""
-        undo = [self._replace(self._engine.adapter.decoder, self._decode_or_prefill)]
-        tower = self._engine.adapter.tower
-        if tower is not None:
-            undo.append(self._replace(tower, self._encode))
+        adapter = self._engine.adapter
+        undo = [self._replace_forward(adapter.decoder, self._decode_or_prefill)]
+        if adapter.tower is not None:
+            undo.append(self._replace_forward(adapter.tower, self._encode))
+        if hasattr(adapter.model, "get_compiled_call"):
+            # `generate` would compile what is left around the recorded steps, into graphs that cannot tell whose
+            # memory theirs is.
+            undo.append(_replace(adapter.model, "get_compiled_call", lambda *args: adapter.model.__call__))
         return undo
 
     @staticmethod
-    def _replace(module: nn.Module, by: Callable[..., Any]) -> Callable[[], None]:
-        own = module.__dict__.get("forward")
+    def _replace_forward(module: nn.Module, by: Callable[..., Any]) -> Callable[[], None]:
         original: Callable[..., Any] = module.forward
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             return by(original, *args, **kwargs)
 
-        module.__dict__["forward"] = torch.compiler.disable(forward)
-
-        def undo() -> None:
-            if own is None:
-                module.__dict__.pop("forward", None)
-            else:
-                module.__dict__["forward"] = own
-
-        return undo
+        return _replace(module, "forward", torch.compiler.disable(forward))
 
     @property
     def _recordings(self) -> Recordings:
@@ -177,7 +174,7 @@ class Graphs:
         if record is None or not inputs or is_recording() or torch.is_grad_enabled():
             return original(*args, **kwargs)
         try:
-            self._check_device(inputs[0])
+            self._check_devices(inputs)
             key = ("tower", len(args), *kwargs, *map(_signature, given), _weights(self._engine.adapter.base))
             fixed, recorded = self._recordings.get(key, lambda: self._record_tower(original, args, kwargs, inputs))
         except _Refused as reason:
@@ -233,7 +230,7 @@ class Graphs:
         Raises:
             _Refused: With the reason.
         """
-        self._check_device(run.given.embeddings)
+        self._check_devices(value for value in run.given.arguments.values() if isinstance(value, torch.Tensor))
         if torch.is_grad_enabled():
             raise _Refused("gradients are enabled; call the model under torch.inference_mode()")
         if self._engine.adapter.decoder.training:
@@ -251,9 +248,10 @@ class Graphs:
             raise _Refused(f"the attention mask is a {type(mask).__name__}")
 
     @staticmethod
-    def _check_device(tensor: torch.Tensor) -> None:
-        if not tensor.is_cuda:
-            raise _Refused(f"graphs need a CUDA device, and the model is on {tensor.device}")
+    def _check_devices(tensors: Iterable[torch.Tensor]) -> None:
+        for tensor in tensors:
+            if not tensor.is_cuda:
+                raise _Refused(f"graphs need a CUDA device, and an input is on {tensor.device}")
         if torch.is_autocast_enabled("cuda"):
             raise _Refused("autocast is on; load the model in the number type that it is to run in")
 
@@ -272,6 +270,7 @@ class Graphs:
         inputs = self._complete(run, cache)
         pixels = Signal.PIXELS in self._engine.signals
         leaves = inputs.leaves(pixels=pixels)
+        self._check_devices(leaf.tensor for leaf in leaves)
         fill = self._fill(inputs, run.length)
         key = (
             "prefill",
@@ -453,6 +452,20 @@ class Graphs:
                 return Recorded(work, self._recordings.pool, warmup=1)
         finally:
             engine.local.run = run
+
+
+def _replace(module: nn.Module, name: str, by: Callable[..., Any]) -> Callable[[], None]:
+    """Puts a function in the place of a method of one module; returns what undoes it."""
+    own = module.__dict__.get(name)
+    module.__dict__[name] = by
+
+    def undo() -> None:
+        if own is None:
+            module.__dict__.pop(name, None)
+        else:
+            module.__dict__[name] = own
+
+    return undo
 
 
 def _parts(value: Any) -> list[Any]:

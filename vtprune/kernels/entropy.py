@@ -62,7 +62,8 @@ def _entropy_kernel(gram, entropies, heads, UNIT_TRACE: tl.constexpr, BLOCK: tl.
     line = tl.arange(0, BLOCK)
     trace = tl.sum(tl.sum(tl.where(rows == columns, matrix, 0.0), axis=0), axis=0)
     # Written so that a trace that is no number stays so.
-    matrix *= 1.0 / tl.where(trace <= 0, 1.0, trace)
+    scale = tl.where(trace <= 0, 1.0, trace)
+    matrix *= 1.0 / scale
     node = tl.exp(tl.arange(0, _NODES).to(tl.float64) * _STEP + _START)
     # Householder's reflections bring one row after the other to tridiagonal form. As soon as a row's diagonal and its
     # off-diagonal entry are known, every node t goes one step on in the elimination of `matrix + t`: `pivot` is what
@@ -93,16 +94,15 @@ def _entropy_kernel(gram, entropies, heads, UNIT_TRACE: tl.constexpr, BLOCK: tl.
         matrix -= mirror[:, None] * image[None, :] + image[:, None] * mirror[None, :]
     # Sum of x ln x over the eigenvalues x of a matrix whose trace is 1.
     total = tl.sum(node * (1.0 / (1.0 + node) - taken), axis=0) * _STEP
-    scale = trace
     if UNIT_TRACE:
-        scale = trace / trace
+        scale /= scale
     total = scale * (total + tl.log(scale))
     count = tl.maximum(heads, 2).to(tl.float64)
     tl.store(entropies + token, tl.where(trace <= 0, 0.0, -total / tl.log(count)))
 
 
 def centred_gram(states: torch.Tensor, group: int) -> torch.Tensor:
-    """Gram matrices over heads of each token's centred heads x channels matrix, over the heads, in fp32.
+    """Gram matrices over heads of each token's centred heads x channels matrix, divided by the heads, in fp32.
 
     Args:
         states: `(batch, heads, tokens, channels)` in half precision, of any strides.
@@ -112,7 +112,7 @@ def centred_gram(states: torch.Tensor, group: int) -> torch.Tensor:
         `(batch, tokens, heads, heads)`.
     """
     batch, heads, tokens, channels = states.shape
-    gram = torch.empty(batch, tokens, heads, heads, device=states.device)
+    gram = torch.empty(batch, tokens, heads, heads, dtype=torch.float32, device=states.device)
     if not gram.numel():
         return gram
     block = max(16, triton.next_power_of_2(heads))

@@ -8,6 +8,7 @@ from torch.nn.functional import normalize
 from vtprune.kernels import use_kernels
 from vtprune.ops.checks import check_keep
 from vtprune.ops.gather import as_float
+from vtprune.ops.merge import group_means
 from vtprune.ops.topk import stable_topk
 
 # Cutoffs that are tried at once: first each `_RATIO` of the one before, from 2 down to 1e-6, then as many from the best
@@ -63,11 +64,12 @@ def density_centres(distance: torch.Tensor, cutoff: float) -> torch.Tensor:
         >>> density_centres((line.unsqueeze(0) - line.unsqueeze(1)).abs().unsqueeze(0), 0.25).tolist()
         [[False, False, True, True]]
     """
+    order = _visits(distance)
     if _suits_kernels(distance):
-        from vtprune.kernels.clusters import cutoff_centres, visit_ranks
-
-        return cutoff_centres(distance, visit_ranks(distance), cutoff)
-    visit = _visits(distance).argsort(dim=1)
+        tried = distance.new_full((len(distance), 1), cutoff)
+        is_centre, _ = _visit(_in_order(distance, order), tried, distance.shape[1])
+        return torch.empty_like(is_centre[:, 0]).scatter_(1, order, is_centre[:, 0])
+    visit = order.argsort(dim=1)
     near = (distance <= cutoff) & (visit.unsqueeze(1) < visit.unsqueeze(2))
     centres = torch.ones(visit.shape, dtype=torch.bool, device=distance.device)
     while not torch.equal(centres, judged := ~(near & centres.unsqueeze(1)).any(dim=2)):
@@ -103,28 +105,19 @@ def budget_centres(distance: torch.Tensor, count: int, cutoff: float) -> tuple[t
     """
     batch, tokens, _ = distance.shape
     check_keep(count, tokens)
-    steps = torch.arange(_CUTOFFS, dtype=distance.dtype, device=distance.device)
-    falling, shares = 2 * _RATIO**steps, 1 - (1 - _RATIO) / _CUTOFFS * steps
-    if _suits_kernels(distance):
-        from vtprune.kernels.clusters import budget_search
-
-        return budget_search(distance, count, cutoff, falling, shares)
     order = _visits(distance)
-    places = (order + torch.arange(batch, device=order.device).unsqueeze(1) * tokens).flatten()
-    visited = distance.flatten(0, 1).index_select(0, places).view_as(distance)
-    # Distances are the same both ways: columns are put in order as rows, which lie together.
-    visited = visited.mT.flatten(0, 1).index_select(0, places).view_as(distance)
-    best, falling = distance.new_full((batch, 1), cutoff), falling.expand(batch, -1)
+    visited = _in_order(distance, order)
+    steps = torch.arange(_CUTOFFS, dtype=distance.dtype, device=distance.device)
+    best, falling = distance.new_full((batch, 1), cutoff), (2 * _RATIO**steps).expand(batch, -1)
     for _ in range(2):
         tried = torch.cat([best, falling], dim=1)
-        is_centre, is_open = _visit(visited, tried, count)
-        fits = ~is_open.any(dim=2)
+        is_centre, fits = _visit(visited, tried, count)
         found = torch.where(fits, is_centre.sum(dim=2), 0)
         # The last of the highest counts, unless the one tried first is as good.
         last = _CUTOFFS - found[:, 1:].flip(1).argmax(dim=1, keepdim=True)
         winner = torch.where(found.gather(1, last) > found[:, :1], last, 0)
         best = tried.gather(1, winner)
-        falling = best * shares
+        falling = best * (1 - (1 - _RATIO) / _CUTOFFS * steps)
     highest_misfit = torch.where(fits, -1, tried).argmax(dim=1, keepdim=True)
     few = is_centre.gather(1, winner.unsqueeze(2).expand(-1, -1, tokens)).squeeze(1)
     many = is_centre.gather(1, highest_misfit.unsqueeze(2).expand(-1, -1, tokens)).squeeze(1)
@@ -159,22 +152,17 @@ def cluster_means(
         >>> means.flatten().tolist(), sizes.tolist()
         ([1.0, 4.0], [[1.0, 2.0]])
     """
-    if use_kernels(features) and features.dtype in (torch.bfloat16, torch.float16):
-        from vtprune.kernels.clusters import half_means
-
-        return half_means(features, distance, centres, joins, valid)
-    every = torch.arange(centres.shape[1], device=centres.device)
+    count = centres.shape[1]
+    every = torch.arange(count, device=centres.device)
     nearest = distance.masked_fill(~valid.unsqueeze(1), torch.inf).argmin(dim=2)
     # A centre may have copies among the centres, and would join the first of them.
     nearest = nearest.scatter(1, centres, torch.where(valid, every, nearest.gather(1, centres)))
-    # float64 also keeps autocast from carrying out the product in half precision.
-    member = ((nearest.unsqueeze(-1) == every) & joins.unsqueeze(-1)).double()
-    sizes = member.sum(dim=1).clamp_min(1)
-    return (member.mT @ features.double() / sizes.unsqueeze(-1)).to(features.dtype), sizes.float()
+    means, sizes = group_means(features, nearest.masked_fill(~joins, count), count)
+    return means.masked_fill(~valid.unsqueeze(-1), 0), sizes.clamp_min(1)
 
 
 def _suits_kernels(distance: torch.Tensor) -> bool:
-    if not use_kernels(distance) or distance.dtype != torch.float32:
+    if not use_kernels(distance):
         return False
     from vtprune.kernels.clusters import MOST_TOKENS
 
@@ -183,23 +171,41 @@ def _suits_kernels(distance: torch.Tensor) -> bool:
 
 def _visits(distance: torch.Tensor) -> torch.Tensor:
     """Tokens by falling density, `(batch, tokens)`."""
-    terms = torch.exp(-(distance.double() / 2).square())
-    density = (terms * 2**_DENSITY_BITS).round().long().sum(dim=-1)
+    if _suits_kernels(distance):
+        from vtprune.kernels.clusters import densities
+
+        density = densities(distance, _DENSITY_BITS)
+    else:
+        terms = torch.exp(-(distance.double() / 2).square())
+        density = (terms * 2**_DENSITY_BITS).round().long().sum(dim=-1)
     order: torch.Tensor = density.sort(dim=1, descending=True, stable=True).indices
     return order
 
 
+def _in_order(distance: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """Distances of all pairs of tokens in the order of their visit, `(batch, tokens, tokens)`."""
+    batch, tokens, _ = distance.shape
+    places = (order + torch.arange(batch, device=order.device).unsqueeze(1) * tokens).flatten()
+    visited = distance.flatten(0, 1).index_select(0, places).view_as(distance)
+    # Distances are the same both ways: columns are put in order as rows, which lie together.
+    return visited.mT.flatten(0, 1).index_select(0, places).view_as(distance)
+
+
 def _visit(visited: torch.Tensor, cutoffs: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first `count` centres for each of several cutoffs, and the tokens that no centre reaches then.
+    """The first `count` centres for each of several cutoffs, and whether they reach all tokens.
 
     Args:
-        visited: Distances of all pairs of tokens in the order of their visit, `(batch, tokens, tokens)`.
+        visited: See `_in_order`.
         cutoffs: `(batch, cutoffs)`.
         count: Centres to look for.
 
     Returns:
-        Booleans, `(batch, cutoffs, tokens)`.
+        Booleans, `(batch, cutoffs, tokens)` and `(batch, cutoffs)`.
     """
+    if _suits_kernels(visited):
+        from vtprune.kernels.clusters import visit
+
+        return visit(visited, cutoffs, count)
     batch, tokens, _ = visited.shape
     shape, device = (*cutoffs.shape, tokens), visited.device
     # Flags fill whole words: of those the first that is not 0 is found sooner.
@@ -218,4 +224,4 @@ def _visit(visited: torch.Tensor, cutoffs: torch.Tensor, count: int) -> tuple[to
         is_centre.scatter_(2, pick, True)
         row = rows.index_select(0, (pick + first_row).flatten()).view(shape)
         is_open &= row > cutoffs.unsqueeze(2)
-    return is_centre, is_open
+    return is_centre, ~is_open.any(dim=2)
