@@ -25,7 +25,7 @@ from vtprune.api import _engine
 from vtprune.budget import Budget
 from vtprune.costs import kv_bytes, prefill_flops
 from vtprune.engine.cache_names import CACHE, CACHE_NAMES, cache_in
-from vtprune.engine.capture import Recorded, tensors_in
+from vtprune.engine.capture import Pool, Recorded, tensors_in
 from vtprune.engine.engine import Engine
 from vtprune.eval.timing import Laps, Timing, phases_in_turns, synchronize
 from vtprune.pruner import Pruner
@@ -137,9 +137,9 @@ class Prompt:
         self._listen()
 
     @cached_property
-    def pool(self) -> Any:
+    def pool(self) -> Pool:
         """Memory that recordings of the unwrapped model share."""
-        return torch.cuda.graph_pool_handle()
+        return Pool()
 
     @cached_property
     def visual_tokens(self) -> int:

@@ -30,7 +30,7 @@ from rich.table import Table
 
 import vtprune
 from vtprune.budget import Budget
-from vtprune.engine.capture import Recorded
+from vtprune.engine.capture import Pool, Recorded
 from vtprune.engine.engine import Engine
 from vtprune.engine.stage_context import StageContext
 from vtprune.eval.official.calls import OFFICIAL, Seen
@@ -192,7 +192,7 @@ def measure(
             runs["eager"] = selection.choose
         if model.device.type == "cuda" and "eager" in runs:
             with _noting(notes, "captured"):
-                runs["captured"] = Recorded(selection.choose, torch.cuda.graph_pool_handle()).replay
+                runs["captured"] = Recorded(selection.choose, Pool()).replay
         times = time_in_turns(runs, model.device, repeats=repeats, warmup=warmup, limit=LIMIT)
     return Row(
         method=name,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from vtprune.engine.capture import HostConstants, Unasked
+from vtprune.engine.capture import HostConstants, Watch
 
 POINTS = torch.empty(4, 2, device="meta")
 FLAGS = torch.empty(4, dtype=torch.bool, device="meta")
@@ -30,12 +30,12 @@ FLAGS = torch.empty(4, dtype=torch.bool, device="meta")
     ],
 )
 def test_asking_the_device_is_an_error(ask: Callable[[], object]) -> None:
-    with Unasked(), pytest.raises(RuntimeError, match="makes the host wait for the device"):
+    with Watch(), pytest.raises(RuntimeError, match="makes the host wait for the device"):
         ask()
 
 
 def test_the_host_may_ask_itself() -> None:
-    with Unasked():
+    with Watch():
         assert torch.ones(3).sum().item() == 3
         assert torch.tensor([1, 0, 2])[torch.tensor([True, False, True])].tolist() == [1, 2]
         assert (POINTS @ POINTS.mT).softmax(dim=-1)[:, torch.empty(2, dtype=torch.long, device="meta")].shape == (4, 2)
@@ -51,12 +51,12 @@ def test_numbers_are_brought_to_the_device_once() -> None:
         ]
 
     constants = HostConstants()
-    with Unasked(), constants:
+    with Watch(), constants:
         first = work()
     constants.are_kept = True
     kept = dict(constants._found)
     assert [tensor.dtype for tensor in kept.values()] == [tensor.dtype for tensor in first]
-    with constants, Unasked():
+    with constants, Watch():
         assert [(tensor.dtype, tensor.shape) for tensor in work()] == [(tensor.dtype, tensor.shape) for tensor in first]
         assert constants._found == kept
         # Other numbers are no constants, and are left to fail.

@@ -54,7 +54,7 @@ def assert_same(states: torch.Tensor, found: torch.Tensor, group: int, normalize
     assert bool((best_behind - ranked <= slack + tolerance.max()).all())
 
 
-@TYPES
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("group", [1, 2])
 @pytest.mark.parametrize("normalize_trace", [False, True])
 @pytest.mark.parametrize(("heads", "channels"), [(2, 12), (5, 40), (9, 6)])
@@ -117,7 +117,7 @@ def test_equal_heads_have_no_entropy(dtype: torch.dtype, heads: int, normalize_t
 @pytest.mark.parametrize("normalize_trace", [False, True])
 @TYPES
 def test_layout_and_batch_mates_do_not_matter(dtype: torch.dtype, normalize_trace: bool) -> None:
-    states = queries_of(3, 4, 3, 40, dtype)
+    states = queries_of(2, 4, 2, 40, dtype)
     together = matrix_entropy(states, group=2, normalize_trace=normalize_trace)
     alone = matrix_entropy(states[1:2, :, 1:].contiguous(), group=2, normalize_trace=normalize_trace)
     assert torch.equal(together[1:2, 1:], alone)

@@ -12,6 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 T = TypeVar("T")
 
+_MODE = "thread_local"
+# Bytes of what may be a constant.
+_SMALL = 1 << 20
 # Operations whose results, or their shapes, the host must know.
 _ASKING = (
     "_local_scalar_dense",
@@ -27,19 +30,30 @@ _ASKING = (
 )
 
 
+class Pool:
+    """Memory that several recordings share, of which no two may run at the same time; made on the current device."""
+
+    def __init__(self) -> None:
+        self.handle = torch.cuda.graph_pool_handle()
+        # A pool whose recordings have all gone cannot be recorded into again: this one stays.
+        self._stays = torch.cuda.CUDAGraph()
+        with torch.inference_mode(False), torch.cuda.graph(self._stays, self.handle, capture_error_mode=_MODE):
+            torch.zeros(1, device="cuda")
+
+
 class Recorded(Generic[T]):
     """Work on the device that was recorded with what it returned, whose tensors each replay fills anew.
 
     Args:
         work: What to record; called beforehand too, so that whatever is set up once is set up then.
-        pool: Memory that several recordings share; no two of them may run at the same time.
+        pool: Where its memory comes from.
         warmup: Calls beforehand.
 
     Raises:
         Exception: Whatever `work` raises, or the device where it does what cannot be recorded (asks for a value).
     """
 
-    def __init__(self, work: Callable[[], T], pool: Any, warmup: int = 2) -> None:
+    def __init__(self, work: Callable[[], T], pool: Pool, warmup: int = 2) -> None:
         # Tensors made in inference mode could not be written to outside of it.
         with torch.inference_mode(False), torch.no_grad():
             here = torch.cuda.current_stream()
@@ -47,17 +61,17 @@ class Recorded(Generic[T]):
             aside.wait_stream(here)
             constants = HostConstants()
             with torch.cuda.stream(aside):
-                for _ in range(warmup - 1):
-                    work()
-                with Unasked(), constants:
-                    work()
+                for _ in range(warmup):
+                    with constants:
+                        work()
             here.wait_stream(aside)
             self._graph = torch.cuda.CUDAGraph()
             constants.are_kept = True
-            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"), constants:
+            watch = Watch()
+            with torch.cuda.graph(self._graph, pool.handle, capture_error_mode=_MODE), watch, constants:
                 self.result = work()
-            # Whatever the recorded kernels read from lives as long as they.
-            self._read = work, constants
+            # What the recorded kernels read from lives as long as they, even if a cache of constants lets it go.
+            self._read = watch.read, constants
 
     def replay(self) -> T:
         """Does the work again; its result holds until the next time."""
@@ -65,16 +79,32 @@ class Recorded(Generic[T]):
         return self.result
 
 
-class Unasked(TorchDispatchMode):
-    """Within, what makes the host wait for the device is an error, which in a recording would spoil more than that."""
+class Watch(TorchDispatchMode):
+    """Within, what makes the host wait for the device is an error, before it breaks a recording and its memory.
+
+    `read` gathers the small memory that was read and is not made within: large is that of weights and inputs, which
+    their owners keep, or which is to be free when they let it go.
+    """
 
     supports_higher_order_operators = True
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.read: dict[int, torch.UntypedStorage] = {}
+        self._made: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        self._refuse(func, args, kwargs)
+        for memory in _memory_of([*args, *kwargs.values()]):
+            if memory.data_ptr() not in self._made and memory.nbytes() <= _SMALL:
+                self.read[memory.data_ptr()] = memory
+        result = func(*args, **kwargs)
+        self._made.update(memory.data_ptr() for memory in _memory_of(result) if memory.data_ptr() not in self.read)
+        return result
+
+    @staticmethod
+    def _refuse(func: Any, args: Any, kwargs: dict[str, Any]) -> None:
         name = func.name().removeprefix("aten::").partition(".")[0]
         asks = name in _ASKING
         if name in ("index", "index_put_"):
@@ -88,7 +118,6 @@ class Unasked(TorchDispatchMode):
             asks = torch.device(kwargs.get("device") or args[0].device).type == "cpu"
         if asks and any(not tensor.is_cpu for tensor in tensors_in(args)):
             raise RuntimeError(f"{func} makes the host wait for the device")
-        return func(*args, **kwargs)
 
 
 class HostConstants(TorchFunctionMode):
@@ -113,6 +142,10 @@ class HostConstants(TorchFunctionMode):
         if isinstance(result, torch.Tensor) and not result.is_cpu:
             self._found[key] = result.clone()
         return result
+
+
+def _memory_of(values: Any) -> list[torch.UntypedStorage]:
+    return [tensor.untyped_storage() for tensor in tensors_in(values) if tensor.is_cuda]
 
 
 def _content(value: Any) -> Hashable:

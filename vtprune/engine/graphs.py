@@ -21,7 +21,7 @@ from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from vtprune.engine.cache_names import CACHE_NAMES, cache_in
-from vtprune.engine.capture import Recorded, copies, fixed_like, is_recording, put, replaced_in, tensors_in
+from vtprune.engine.capture import Pool, Recorded, copies, fixed_like, is_recording, put, replaced_in, tensors_in
 from vtprune.engine.decode_slots import DecodeSlots, SlotPool
 from vtprune.engine.pass_inputs import Leaf, PassInputs
 from vtprune.engine.run import Outcome, Run
@@ -87,9 +87,9 @@ class Recordings:
     _found: OrderedDict[Hashable, Any] = field(default_factory=OrderedDict)
 
     @cached_property
-    def pool(self) -> Any:
+    def pool(self) -> Pool:
         """The memory that all recordings share: a thread replays one after another."""
-        return torch.cuda.graph_pool_handle()
+        return Pool()
 
     def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What was made for a key, or is made now; the reason where it could not be.

@@ -27,8 +27,8 @@ def half_page_rank(
 ) -> torch.Tensor:
     """`vtprune.ops.page_rank.attention_page_rank` of half-precision queries and keys, `(batch, tokens)` float64.
 
-    Weights are kept as logarithms, so that nothing vanishes however sharp the softmax. Block sizes depend on the width
-    of a head alone: tokens that are absent at the end of a longer batch change no sum.
+    Weights are kept as float32 logarithms, so that nothing vanishes however sharp the softmax. Block sizes depend on
+    the width of a head alone: tokens that are absent at the end of a longer batch change no sum.
 
     Args:
         queries: `(batch, heads, tokens, head_dim)`.
@@ -42,14 +42,14 @@ def half_page_rank(
     """
     batch, heads, tokens, dim = queries.shape
     queries, keys = (states if states.stride(3) == 1 else states.contiguous() for states in (queries, keys))
+    allowed = allowed.expand(batch, -1, -1).contiguous().view(torch.uint8)
     # Base-2 logarithms: of the weights, before and after a step in turns, and of the row sums of the map.
-    weights = torch.empty(2, batch, heads, tokens, dtype=torch.float64, device=queries.device)
+    weights = torch.empty(2, batch, heads, tokens, dtype=torch.float32, device=queries.device)
     if start is None:
         weights[0].fill_(-math.log2(tokens))
     else:
         weights[0] = start.double().log2().unsqueeze(1)
-    sums = torch.empty(batch, heads, tokens, dtype=torch.float64, device=queries.device)
-    blind = torch.empty(batch, heads, tokens, dtype=torch.float32, device=queries.device)
+    sums = torch.empty(batch, heads, tokens, dtype=torch.float32, device=queries.device)
     ranks = torch.empty(batch, tokens, dtype=torch.float64, device=queries.device)
     width = max(16, triton.next_power_of_2(dim))
     rows, columns = (min(most, max(16, 16384 // width)) for most in (64, 128))
@@ -63,9 +63,8 @@ def half_page_rank(
             _walk_kernel[(batch * heads, programs)](
                 queries,
                 keys,
-                allowed.expand(batch, -1, -1).contiguous().view(torch.uint8),
+                allowed,
                 sums,
-                blind,
                 weights,
                 scaling / temperature / math.log(2),
                 *span,
@@ -121,7 +120,6 @@ def _sum_rows(  # type: ignore[no-untyped-def]
     keys,
     allowed,
     sums,
-    blind,
     scale,
     tokens,
     dim,
@@ -132,24 +130,20 @@ def _sum_rows(  # type: ignore[no-untyped-def]
     COLUMNS: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Logarithms of the row sums of a block of queries; rows that see nothing look at all alike, as a softmax would."""
+    """Logarithms of the row sums of a block of queries, infinite for those that see nothing."""
     query = _states(queries, row, query_row, tokens, dim, DIM, WIDEN)
     top = tl.full([ROWS], float("-inf"), dtype=tl.float32)
     total = tl.zeros([ROWS], dtype=tl.float32)
     for first in range(0, tokens, COLUMNS):
         column = first + tl.arange(0, COLUMNS)
         key = _states(keys, column, key_row, tokens, dim, DIM, WIDEN)
-        logits = tl.where(
-            _seen(allowed, row, column, tokens), tl.dot(query, tl.trans(key)) * scale, float("-inf")
-        )
+        logits = tl.where(_seen(allowed, row, column, tokens), tl.dot(query, tl.trans(key)) * scale, float("-inf"))
         higher = tl.maximum(top, tl.max(logits, axis=1))
         base = _base(higher)
         total = total * tl.exp2(top - base) + tl.sum(tl.exp2(logits - base[:, None]), axis=1)
         top = higher
-    sees = total > 0
-    logarithm = _base(top).to(tl.float64) + tl.log2(tl.where(sees, total, tokens).to(tl.float64))
-    tl.store(sums + row, logarithm, mask=row < tokens)
-    tl.store(blind + row, tl.where(sees, float("-inf"), 0.0), mask=row < tokens)
+    logarithm = top + tl.log2(tl.where(total > 0, total, 1.0))
+    tl.store(sums + row, tl.where(total > 0, logarithm, float("inf")), mask=row < tokens)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -159,7 +153,6 @@ def _walk_to(  # type: ignore[no-untyped-def]
     keys,
     allowed,
     sums,
-    blind,
     before,
     after,
     scale,
@@ -181,19 +174,17 @@ def _walk_to(  # type: ignore[no-untyped-def]
         query = _states(queries, row, query_row, tokens, dim, DIM, WIDEN)
         weight = tl.load(before + row, mask=row < tokens, other=float("-inf"))
         logarithm = tl.load(sums + row, mask=row < tokens, other=0.0)
-        unseen = tl.load(blind + row, mask=row < tokens, other=float("-inf"))
-        # What dominates a sum has a logit near its row's sum: taken off first, so that little is lost of the rest.
-        rounded = logarithm.to(tl.float32)
-        carried = (weight - (logarithm - rounded.to(tl.float64))).to(tl.float32)
-        logits = tl.dot(query, tl.trans(key)) * scale - rounded[:, None]
-        arrivals = tl.where(_seen(allowed, row, column, tokens), logits, (unseen - rounded)[:, None])
-        arrivals += carried[:, None]
+        # Taken off first: what dominates a sum has a logit near it, and loses little to rounding.
+        logits = tl.dot(query, tl.trans(key)) * scale - logarithm[:, None]
+        # Who sees nothing looks at all tokens alike, as in a softmax of equal logits.
+        spread = tl.where(logarithm == float("inf"), -tl.log2(tokens * 1.0), float("-inf"))
+        arrivals = tl.where(_seen(allowed, row, column, tokens), logits, spread[:, None]) + weight[:, None]
         higher = tl.maximum(top, tl.max(arrivals, axis=0))
         base = _base(higher)
         total = total * tl.exp2(top - base) + tl.sum(tl.exp2(arrivals - base[None, :]), axis=0)
         top = higher
-    arrived = _base(top).to(tl.float64) + tl.log2(tl.where(total > 0, total, 1.0).to(tl.float64))
-    tl.store(after + column, tl.where(total > 0, arrived, float("-inf")), mask=column < tokens)
+    # Minus infinity where nothing arrives.
+    tl.store(after + column, top + tl.log2(tl.where(total > 0, total, 1.0)), mask=column < tokens)
 
 
 @triton.jit(do_not_specialize=_SIZES)  # type: ignore[untyped-decorator]
@@ -202,7 +193,6 @@ def _walk_kernel(  # type: ignore[no-untyped-def]
     keys,
     allowed,
     sums,
-    blind,
     weights,
     scale,
     first_step,
@@ -230,7 +220,6 @@ def _walk_kernel(  # type: ignore[no-untyped-def]
     keys += picture * key_picture + head // group * key_head
     allowed += picture * tokens * tokens
     sums += walk * tokens
-    blind += walk * tokens
     weights += walk * tokens
     for step in range(first_step, last_step + 1):
         if step == 0:
@@ -242,7 +231,6 @@ def _walk_kernel(  # type: ignore[no-untyped-def]
                     keys,
                     allowed,
                     sums,
-                    blind,
                     scale,
                     tokens,
                     dim,
@@ -264,7 +252,6 @@ def _walk_kernel(  # type: ignore[no-untyped-def]
                     keys,
                     allowed,
                     sums,
-                    blind,
                     before,
                     after,
                     scale,
@@ -287,12 +274,15 @@ def _mean_kernel(weights, ranks, heads, tokens, TOKENS: tl.constexpr):  # type: 
     picture = tl.program_id(1).to(tl.int64)
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     column = weights + picture * heads * tokens + token
-    peak = tl.full([TOKENS], float("-inf"), dtype=tl.float64)
+    peak = tl.full([TOKENS], float("-inf"), dtype=tl.float32)
     for head in range(heads):
-        peak = tl.maximum(peak, tl.load(column + head * tokens, mask=token < tokens, other=float("-inf")))
+        weight = tl.load(column + head * tokens, mask=token < tokens, other=float("-inf"))
+        peak = tl.maximum(peak, weight)
     base = _base(peak)
     total = tl.zeros([TOKENS], dtype=tl.float64)
     for head in range(heads):
         weight = tl.load(column + head * tokens, mask=token < tokens, other=float("-inf"))
-        total += tl.exp2(2 * (weight - base))
-    tl.store(ranks + picture * tokens + token, tl.exp2(base) * tl.sqrt(total / heads), mask=token < tokens)
+        total += tl.exp2(2 * (weight - base).to(tl.float64))
+    tl.store(
+        ranks + picture * tokens + token, tl.exp2(base.to(tl.float64)) * tl.sqrt(total / heads), mask=token < tokens
+    )

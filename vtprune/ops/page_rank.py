@@ -80,7 +80,7 @@ def attention_page_rank(
     if use_kernels(queries) and queries.dtype == keys.dtype and queries.dtype in (torch.bfloat16, torch.float16):
         from vtprune.kernels.page_rank import half_page_rank
 
-        return half_page_rank(queries, keys, scaling, allowed, start, steps, temperature)
+        return half_page_rank(queries, keys, scaling, allowed, start, steps=steps, temperature=temperature)
     group = heads // keys.shape[1]
     chunk = max(1, _ELEMENTS_PER_PASS // (batch * tokens * tokens))
     walks = []
