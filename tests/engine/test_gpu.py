@@ -141,3 +141,18 @@ def test_a_tower_that_asks_the_device_runs_eagerly() -> None:
         second.remove()
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
     assert torch.equal(found, again)
+
+
+@torch.no_grad()
+def test_a_recorded_prompt_with_too_few_placeholders_is_refused() -> None:
+    """Counted beside the vision tower's work, by the model's own check."""
+    model: Any = tiny.tiny_llava("sdpa")
+    model.cuda()
+    inputs = on_device(tiny.prompt([1, 1]))
+    with vtprune.pruning(model, "divprune", 9, graph=True):
+        expected = model(**inputs).logits
+        ids = inputs["input_ids"]
+        fewer = torch.where((ids == tiny.IMAGE).cumsum(dim=1) == 1, ids.min(), ids)
+        with pytest.raises(ValueError, match="do not match"):
+            model(**{**inputs, "input_ids": fewer})
+        assert torch.equal(model(**inputs).logits, expected)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+import gc
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -68,7 +70,7 @@ class Recorded(Generic[T]):
             self._graph = torch.cuda.CUDAGraph()
             constants.are_kept = True
             watch = Watch()
-            with torch.cuda.graph(self._graph, pool.handle, capture_error_mode=_MODE), watch, constants:
+            with torch.cuda.graph(self._graph, pool.handle, capture_error_mode=_MODE), _uncollected(), watch, constants:
                 self.result = work()
             # What the recorded kernels read from lives as long as they, even if a cache of constants lets it go.
             self._read = watch.read, constants
@@ -77,6 +79,18 @@ class Recorded(Generic[T]):
         """Does the work again; its result holds until the next time."""
         self._graph.replay()
         return self.result
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Within, nothing is freed behind the back of a recording that freeing breaks, such as another recording."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 class Watch(TorchDispatchMode):

@@ -9,6 +9,7 @@ ask the device. A recording serves all calls whose tensors have the same shapes;
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
@@ -25,6 +26,7 @@ from vtprune.engine.capture import Pool, Recorded, copies, fixed_like, is_record
 from vtprune.engine.decode_slots import DecodeSlots, SlotPool
 from vtprune.engine.pass_inputs import Leaf, PassInputs
 from vtprune.engine.run import Outcome, Run
+from vtprune.engine.side_stream import SideStream
 from vtprune.engine.static_cache import is_static, shorten_static_layers
 from vtprune.engine.vision import VisionRecord
 from vtprune.pruner import Signal
@@ -84,6 +86,7 @@ class Recordings:
 
     limit: int
     slots: SlotPool = field(default_factory=SlotPool)
+    side: SideStream = field(default_factory=SideStream)
     _found: OrderedDict[Hashable, Any] = field(default_factory=OrderedDict)
 
     @cached_property
@@ -135,11 +138,31 @@ class Graphs:
         undo = [self._replace_forward(adapter.decoder, self._decode_or_prefill)]
         if adapter.tower is not None:
             undo.append(self._replace_forward(adapter.tower, self._encode))
+        if hasattr(adapter.base, "get_placeholder_mask"):
+            undo.append(self._replace_placeholder_mask(adapter.base))
         if hasattr(adapter.model, "get_compiled_call"):
             # `generate` would compile what is left around the recorded steps, into graphs that cannot tell whose
             # memory theirs is.
             undo.append(_replace(adapter.model, "get_compiled_call", lambda *args: adapter.model.__call__))
         return undo
+
+    def _replace_placeholder_mask(self, base: Any) -> Callable[[], None]:
+        """The model compares on the host how many placeholders and features there are: only shapes of the latter.
+
+        With the ids that the prompt brought along there is no need to wait for the tower, and its time is enough to
+        prepare the prefill in.
+        """
+        original = base.get_placeholder_mask
+        parameters = inspect.signature(original)
+
+        def get_placeholder_mask(*args: Any, **kwargs: Any) -> Any:
+            prompt = self._engine.local.prompt
+            ids = parameters.bind(*args, **kwargs).arguments.get("input_ids")
+            if ids is None or prompt is None or ids is not prompt.ids:
+                return original(*args, **kwargs)
+            return self._recordings.side.run(prompt, lambda: original(*args, **kwargs))
+
+        return _replace(base, "get_placeholder_mask", torch.compiler.disable(get_placeholder_mask))
 
     @staticmethod
     def _replace_forward(module: nn.Module, by: Callable[..., Any]) -> Callable[[], None]:
@@ -173,6 +196,8 @@ class Graphs:
         record = local.open
         if record is None or not inputs or is_recording() or torch.is_grad_enabled():
             return original(*args, **kwargs)
+        if inputs[0].is_cuda:
+            self._recordings.side.remember(local.prompt)
         try:
             self._check_devices(inputs)
             key = ("tower", len(args), *kwargs, *map(_signature, given), _weights(self._engine.adapter.base))
@@ -211,6 +236,7 @@ class Graphs:
     def _decode_or_prefill(self, original: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """The decoder's forward."""
         run = self._engine.local.run
+        self._recordings.side.forget()
         if run is None or args or is_recording():
             return original(*args, **kwargs)
         is_step = bool(run.seen) and run.length == 1
