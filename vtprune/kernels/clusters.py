@@ -8,6 +8,8 @@ import triton.language as tl
 
 # A row of distances is held by one program.
 MOST_TOKENS = 1 << 15
+# Distances that are summed up at once.
+_BLOCK = 1024
 
 
 def densities(distance: torch.Tensor, bits: int) -> torch.Tensor:
@@ -20,7 +22,7 @@ def densities(distance: torch.Tensor, bits: int) -> torch.Tensor:
     batch, tokens, _ = distance.shape
     distance = distance if distance.stride(2) == 1 else distance.contiguous()
     density = torch.empty(batch, tokens, dtype=torch.int64, device=distance.device)
-    block = min(1024, triton.next_power_of_2(tokens))
+    block = min(_BLOCK, triton.next_power_of_2(tokens))
     with torch.cuda.device_of(distance):
         _density_kernel[(tokens, batch)](
             distance,

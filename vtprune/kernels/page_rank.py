@@ -100,14 +100,14 @@ def _states(  # type: ignore[no-untyped-def]
     return block
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _seen(allowed, row, column, tokens):  # type: ignore[no-untyped-def]
     """Which queries of a block look at which keys of another."""
     inside = (row < tokens)[:, None] & (column < tokens)[None, :]
     return tl.load(allowed + row.to(tl.int64)[:, None] * tokens + column[None, :], mask=inside, other=0) != 0
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _base(top):  # type: ignore[no-untyped-def]
     """What powers are taken relative to: the highest logarithm so far, if there is one."""
     return tl.where(top == float("-inf"), 0.0, top)

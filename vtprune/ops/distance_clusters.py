@@ -158,6 +158,7 @@ def cluster_means(
     # A centre may have copies among the centres, and would join the first of them.
     nearest = nearest.scatter(1, centres, torch.where(valid, every, nearest.gather(1, centres)))
     means, sizes = group_means(features, nearest.masked_fill(~joins, count), count)
+    # Entries that fill up have no members, and so a mean that is not a number.
     return means.masked_fill(~valid.unsqueeze(-1), 0), sizes.clamp_min(1)
 
 
