@@ -124,6 +124,9 @@ class Adapter:
     `"first"`: `(streams, batch, length, dim)`. `"last"`: `(batch, length, streams, dim)`.
     """
 
+    host_arguments: ClassVar[frozenset[str]] = frozenset({"image_sizes"})
+    """Arguments of the encoding methods whose values the model reads on the host, wherever they are."""
+
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 

@@ -118,7 +118,13 @@ class Selection:
         return [self.pruner.reduce(anew(context), keep) for context, keep in self.seen]
 
     def official(self) -> Callable[[], list[list[Any]]]:
-        """The published selection of all pictures, one after another; what it is called with is made here."""
+        """The published selection of all pictures, one after another; what it is called with is made here.
+
+        Raises:
+            ValueError: There is none: no code was published, or the method is a baseline.
+        """
+        if self.pruner.name not in OFFICIAL:
+            raise ValueError("no published loop")
         contexts = [(anew(context), keep) for context, keep in self.seen]
         make = OFFICIAL[self.pruner.name]
         calls = [
@@ -217,17 +223,16 @@ def _noting(notes: dict[str, str], name: str) -> Iterator[None]:
 
 
 def parse_methods(words: str) -> list[str]:
-    """Names separated by commas; `all` for every method with a published loop.
+    """Names separated by commas; `all` for every method, with a published loop or without.
 
     Raises:
-        ValueError: A method without one.
+        ValueError: No such method.
     """
     if words == "all":
-        return list(OFFICIAL)
+        return vtprune.list_pruners()
     names = words.split(",")
     for name in names:
-        if name not in OFFICIAL:
-            raise ValueError(f"{name!r} has no published loop here; there are {', '.join(OFFICIAL)}")
+        vtprune.pruner_class(name)
     return names
 
 

@@ -15,6 +15,7 @@ from transformers import DynamicCache, StaticCache
 import vtprune
 from vtprune.adapters.conformance import ScatteredPruner
 from vtprune.engine.cache_names import CACHE
+from vtprune.engine.run import Run
 
 STEPS: dict[str, Any] = {"max_new_tokens": 6, "min_new_tokens": 6}
 POSITIONS = ["keep", "pack"]
@@ -252,3 +253,32 @@ def test_static_layers_are_as_long_as_what_they_hold(name: str, mask: bool, atte
         again = model(**inputs, past_key_values=cache, use_cache=True)
         assert [layer.keys.shape[2] for layer in cache.layers] == [length + 4 - removed for removed in gone]
     assert torch.isfinite(again.logits).all()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("positions", ["keep", "pack"])
+@pytest.mark.parametrize("padding", ["none", "left", "right"])
+@pytest.mark.parametrize("name", ["divprune", "fastv", "pyramiddrop", "prumerge"])
+@torch.no_grad()
+def test_what_a_step_is_told_is_what_each_layer_needs(
+    monkeypatch: pytest.MonkeyPatch, name: str, padding: str, positions: Any, attention: str
+) -> None:
+    """The short way of a single token, against all layers being handed arguments of their own."""
+    model: Any = tiny.tiny_llava(attention)
+    inputs = tiny.prompt([1, 1], padding=padding)
+    found: dict[bool, list[torch.Tensor]] = {True: [], False: []}
+    with vtprune.pruning(model, name, "adaptive" if name == "prumerge" else 9, positions=positions):
+        for short in (True, False):
+            if not short:
+                monkeypatch.setattr(Run, "enter_step", lambda self, kwargs: None)
+            output = model(**inputs, use_cache=True)
+            mask = inputs["attention_mask"]
+            # The second new token is hidden from those behind it.
+            for seen in (1, 0, 1, 1):
+                mask = torch.cat([mask, torch.full_like(mask[:, :1], seen)], dim=1)
+                token = torch.full_like(mask[:, :1], 5)
+                output = model(
+                    input_ids=token, attention_mask=mask, past_key_values=output.past_key_values, use_cache=True
+                )
+                found[short].append(output.logits)
+    torch.testing.assert_close(found[True], found[False], atol=2e-5, rtol=1e-5)

@@ -251,15 +251,23 @@ def test_ratio_is_to_the_better_time() -> None:
 
 def test_arguments() -> None:
     assert parse_sizes("576:64,2880:320") == [(576, 64), (2880, 320)]
-    assert parse_methods("all") == list(OFFICIAL)
+    assert parse_methods("all") == vtprune.list_pruners()
     with pytest.raises(ValueError, match="'576' is no size"):
         parse_sizes("576")
     with pytest.raises(ValueError, match="'100:10' cannot be measured; tokens before are 576 or 2880"):
         parse_sizes("100:10")
     with pytest.raises(ValueError, match="'576:576' cannot be measured"):
         parse_sizes("576:576")
-    with pytest.raises(ValueError, match="'random' has no published loop here; there are aim, "):
-        parse_methods("divprune,random")
+    with pytest.raises(ValueError, match="unknown pruner 'randon'; did you mean 'random'"):
+        parse_methods("divprune,randon")
+
+
+def test_a_method_without_a_published_loop() -> None:
+    found = model(False)
+    inputs = random_prompts(found, 1, 8, pixels(False, 1))
+    row = measure(found, vtprune.make_pruner("stride"), inputs, 16, repeats=1)
+    assert (row.official, row.ratio, row.notes) == (None, None, {"official": "ValueError: no published loop"})
+    assert row.eager is not None
 
 
 def test_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

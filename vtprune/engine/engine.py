@@ -19,6 +19,7 @@ from vtprune.engine.checks import DECODER_STATES, NEXT, UNROTATED, check_fit, na
 from vtprune.engine.graphs import Graph, Graphs, Recordings
 from vtprune.engine.images import Images, assign_images
 from vtprune.engine.pass_inputs import PassInputs
+from vtprune.engine.replaced import replace_method
 from vtprune.engine.run import Run
 from vtprune.engine.sequence import Left
 from vtprune.engine.taps import AttentionStates, watch
@@ -105,11 +106,16 @@ class Engine:
         numbers = range(len(self.layers))
         # Asked for at each pass; to find out takes a walk through the modules.
         self.layer_kinds = [(adapter.layer_kind(number), adapter.attends(number)) for number in numbers]
+        self.sees_all = all(
+            attends and not adapter.window(number) and not adapter.chunk(number)
+            for number, (_, attends) in enumerate(self.layer_kinds)
+        )
         self.attentions = [adapter.attention_module(number) for number in numbers]
         self.attention_before = [adapter.attention_before(number) for number in numbers]
         self.signals = pruner.signals | (pruner.optional_signals - adapter.missing.keys())
         self.last_report: Report | None = None
         self.local = _Local()
+        self.layer_forwards: dict[int, Callable[..., Any]] = {}
         self._graphs = None if graph is None else Graphs(self, graph)
         self._undo: list[Callable[[], None]] = []
         self._entry_arguments: tuple[str, ...] = ()
@@ -203,6 +209,16 @@ class Engine:
         @functools.wraps(encode)
         def get_features(*args: Any, **kwargs: Any) -> Any:
             given = parameters.bind(*args, **kwargs).arguments
+            if self._graphs is not None:
+                named = {**given, **given.get("kwargs", {})}
+                read = [
+                    named[name] for name in self.adapter.host_arguments if isinstance(named.get(name), torch.Tensor)
+                ]
+                # The model reads them on the host: now nothing waits for that, later the host would wait for the tower.
+                new = {id(tensor): tensor.cpu() for tensor in read}
+                args = tuple(new.get(id(value), value) for value in args)
+                kwargs = {name: new.get(id(value), value) for name, value in kwargs.items()}
+                given = parameters.bind(*args, **kwargs).arguments
             return self._encode(self._kind(method), encode, given, args, kwargs)
 
         base.__dict__[method] = _eager(get_features)
@@ -223,9 +239,7 @@ class Engine:
             self._add(decoder.register_forward_pre_hook(_eager(self._enter_decoder), with_kwargs=True))
         self._add(decoder.register_forward_hook(_eager(self._leave_decoder), always_call=True))
         for number, layer in enumerate(self.layers):
-            names = tuple(inspect.signature(layer.forward).parameters)
-            hook = functools.partial(self._before_layer, number, names)
-            self._add(layer.register_forward_pre_hook(_eager(hook), with_kwargs=True))
+            self._attach_layer(number, layer)
         behind = {self.attention_before[layer] for layer in self.stages_with(DECODER_STATES | UNROTATED)}
         for seen in behind | self.stages_with(NEXT):
             assert seen is not None
@@ -233,6 +247,28 @@ class Engine:
             assert attention is not None
             watcher = functools.partial(self._see_decoder_attention, seen)
             self._undo.append(watch(attention, watcher))
+
+    def _attach_layer(self, number: int, layer: nn.Module) -> None:
+        original: Callable[..., Any] = layer.forward
+        names = tuple(inspect.signature(original).parameters)
+        self.layer_forwards[number] = original
+        if number in self.pruner.layers:
+            # Later hooks of others see what is left before the layer.
+            hook = functools.partial(self._before_layer, number, names)
+            self._add(layer.register_forward_pre_hook(_eager(hook), with_kwargs=True))
+            return
+        local = self.local
+
+        @functools.wraps(original)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            run = kwargs.pop(_RUN, None) or local.run
+            if run is None or run.is_idle or not run.is_active or (len(args) == 1 and run.repeat(number, kwargs)):
+                return original(*args, **kwargs)
+            given = {**dict(zip(names, args, strict=False)), **kwargs}
+            return original(run.before_layer(number, given.pop(names[0]), given), **given)
+
+        # No hook: in decoding, each costs a layer a tenth of its time. What it calls is compiled where it can be.
+        self._undo.append(replace_method(layer, "forward", torch.compiler.disable(forward, recursive=False)))
 
     def _attach_loss(self) -> None:
         model: Any = self.model
@@ -409,9 +445,10 @@ class Engine:
         run = Run(self, given)
         if run.is_active:
             run.given = replace(given, injected=self.adapter.injections(kwargs))
-        if any(getattr(layer, "gradient_checkpointing", False) for layer in self.layers) and module.training:
+        if module.training and any(getattr(layer, "gradient_checkpointing", False) for layer in self.layers):
             # Recomputation in the backward pass runs the layer hooks again, after the run is over.
             kwargs[_RUN] = run
+        run.enter_step(kwargs)
         local.run = run
         return args, kwargs
 
@@ -482,7 +519,7 @@ class Engine:
         self, number: int, names: tuple[str, ...], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         run = kwargs.pop(_RUN, None) or self.local.run
-        if run is None or not run.is_active:
+        if run is None or run.is_idle or not run.is_active:
             return None
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         hidden = run.before_layer(number, given.pop(names[0]), given)

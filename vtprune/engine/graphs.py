@@ -25,6 +25,7 @@ from vtprune.engine.cache_names import CACHE_NAMES, cache_in
 from vtprune.engine.capture import Pool, Recorded, copies, fixed_like, is_recording, put, replaced_in, tensors_in
 from vtprune.engine.decode_slots import DecodeSlots, SlotPool
 from vtprune.engine.pass_inputs import Leaf, PassInputs
+from vtprune.engine.replaced import replace_method
 from vtprune.engine.run import Outcome, Run
 from vtprune.engine.side_stream import SideStream
 from vtprune.engine.static_cache import is_static, shorten_static_layers
@@ -143,7 +144,7 @@ class Graphs:
         if hasattr(adapter.model, "get_compiled_call"):
             # `generate` would compile what is left around the recorded steps, into graphs that cannot tell whose
             # memory theirs is.
-            undo.append(_replace(adapter.model, "get_compiled_call", lambda *args: adapter.model.__call__))
+            undo.append(replace_method(adapter.model, "get_compiled_call", lambda *args: adapter.model.__call__))
         return undo
 
     def _replace_placeholder_mask(self, base: Any) -> Callable[[], None]:
@@ -162,7 +163,7 @@ class Graphs:
                 return original(*args, **kwargs)
             return self._recordings.side.run(prompt, lambda: original(*args, **kwargs))
 
-        return _replace(base, "get_placeholder_mask", torch.compiler.disable(get_placeholder_mask))
+        return replace_method(base, "get_placeholder_mask", torch.compiler.disable(get_placeholder_mask))
 
     @staticmethod
     def _replace_forward(module: nn.Module, by: Callable[..., Any]) -> Callable[[], None]:
@@ -171,7 +172,7 @@ class Graphs:
         def forward(*args: Any, **kwargs: Any) -> Any:
             return by(original, *args, **kwargs)
 
-        return _replace(module, "forward", torch.compiler.disable(forward))
+        return replace_method(module, "forward", torch.compiler.disable(forward))
 
     @property
     def _recordings(self) -> Recordings:
@@ -478,20 +479,6 @@ class Graphs:
                 return Recorded(work, self._recordings.pool, warmup=1)
         finally:
             engine.local.run = run
-
-
-def _replace(module: nn.Module, name: str, by: Callable[..., Any]) -> Callable[[], None]:
-    """Puts a function in the place of a method of one module; returns what undoes it."""
-    own = module.__dict__.get(name)
-    module.__dict__[name] = by
-
-    def undo() -> None:
-        if own is None:
-            module.__dict__.pop(name, None)
-        else:
-            module.__dict__[name] = own
-
-    return undo
 
 
 def _parts(value: Any) -> list[Any]:

@@ -60,17 +60,24 @@ class LayerArguments:
                 "tokens of these images attend to later ones, and in a pruned cache that is not put together again; "
                 "pass the whole conversation at once, with an empty cache"
             )
+        if self._run.masked_as_cached and ((ready is None and not cached.fillers) or cached is self._run.first_cached):
+            return ready
         allowed = self._run.keys(cached)
         allowed = None if allowed is None else allowed.to(hidden.device)
-        plane = self._run.engine.adapter.plane(hidden)
-        columns = cached.upto(self._run.seen + self._run.length).to(hidden.device)
-        if allowed is None and is_static(cache_in(kwargs), layer):
+        adapter, cache = self._run.engine.adapter, cache_in(kwargs)
+        static = is_static(cache, layer)
+        seen = self._run.seen + self._run.length
+        if allowed is None and static:
             # Without a mask a single query would be taken to see the empty slots behind it too.
-            allowed = torch.ones_like(columns, dtype=torch.bool)
-        if self._run.allowed is not None:
-            left = (self._run.allowed.cumsum(1) == 0).sum(1, keepdim=True).to(hidden.device)
-            columns = columns - left
-        return self._run.engine.adapter.causal_mask(plane, allowed, cache_in(kwargs), layer, columns)
+            slots = cached.columns.shape[1] + seen - cached.end
+            allowed = torch.ones(self._run.batch, slots, dtype=torch.bool, device=hidden.device)
+        columns = None
+        if adapter.window(layer) or adapter.chunk(layer):
+            columns = cached.upto(seen).to(hidden.device)
+            if self._run.allowed is not None:
+                left = (self._run.allowed.cumsum(1) == 0).sum(1, keepdim=True).to(hidden.device)
+                columns = columns - left
+        return adapter.causal_mask(adapter.plane(hidden), allowed, cache, layer, columns)
 
     def recurrent_mask(self, tokens: Tokens | None, hidden: torch.Tensor, kwargs: dict[str, Any]) -> Any:
         """Which tokens enter the state of a recurrent layer: those that are left, and no padding."""

@@ -5,12 +5,11 @@ Thus norm, projections and rotary are the layer's own, whatever the family, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 
 from vtprune.engine.cache_names import CACHE_NAMES
 from vtprune.engine.taps import AttentionStates
@@ -44,19 +43,20 @@ class Peek:
             self._layer = None
 
     @torch.no_grad()
-    def states(self, number: int, layer: nn.Module, hidden: torch.Tensor, arguments: dict[str, Any]) -> AttentionStates:
-        """What the attention of `layer` would be given.
+    def states(
+        self, number: int, forward: Callable[..., Any], hidden: torch.Tensor, arguments: dict[str, Any]
+    ) -> AttentionStates:
+        """What the layer's attention would be given.
 
         Args:
             number: Its index.
-            layer: The decoder layer.
+            forward: The decoder layer's own forward: what is around it is for its real run.
             hidden: States that enter it, `(batch, length, dim)`.
             arguments: Its other arguments; a cache among them is left out.
         """
         arguments = {**arguments, **{name: None for name in (*CACHE_NAMES, "use_cache") if name in arguments}}
         with self._waiting(number):
-            # `forward` itself: the hooks around the layer are for its real run.
-            layer.forward(hidden, **arguments)
+            forward(hidden, **arguments)
         if self._found is None:
             raise RuntimeError(
                 f"the attention of decoder layer {number} was not seen; was the attention implementation changed "

@@ -19,7 +19,7 @@ from vtprune.engine.peek import Peek
 from vtprune.engine.query_rows import query_rows
 from vtprune.engine.selection import Step, prune_images
 from vtprune.engine.sequence import Left, Tokens, start_tokens
-from vtprune.engine.static_cache import shorten_static_layers
+from vtprune.engine.static_cache import is_static, shorten_static_layers
 from vtprune.engine.taps import AttentionStates
 from vtprune.engine.views import View, allowed_columns, gather_others
 from vtprune.ops.attention import attention_of
@@ -76,6 +76,9 @@ class Run:
         self._views: dict[tuple[int, tuple[str, bool], int, int], View] = {}
         self._states: dict[int, AttentionStates] = {}
         self._unrotated: dict[int, AttentionStates] = {}
+        self.masked_as_cached = False
+        self.is_idle = False
+        self._last: tuple[View, tuple[str, bool]] | None = None
         self._current: Tokens | None = None
         self._outcome = Outcome()
         self._adopted = False
@@ -125,8 +128,10 @@ class Run:
     @property
     def left(self) -> Left | None:
         """What is left of the prompts; `None` when this pass removes nothing."""
+        if not self.plan:
+            return None
         outcome = self._outcome if self._adopted else self.outcome
-        if not self.plan or not outcome.cached:
+        if not outcome.cached:
             return None
         last = outcome.cached[max(outcome.cached)]
         columns = last.columns[:, -outcome.lengths[-1] :]
@@ -231,6 +236,35 @@ class Run:
         """Cached and new keys of a layer that hold a token, `(batch, keys)`; `None` when all do."""
         return self.keys(self._cached_after(layer, tokens))
 
+    @property
+    def first_cached(self) -> CachedTokens | None:
+        """What the first layer holds, where tokens were removed before it."""
+        return self._state.boundaries.get(0)
+
+    def enter_step(self, kwargs: dict[str, Any]) -> None:
+        """Before a single token: tells the decoder about its first layer's cache, not about the whole prompt.
+
+        The mask that it then makes is the right one for that layer, and if there is nothing in it to mask, there is
+        nothing in those of the layers behind, which hold a part of the same tokens. Where all layers hold the same
+        tokens, they can be left alone.
+        """
+        mask, first = kwargs.get("attention_mask"), self.first_cached
+        plain = mask is None or (isinstance(mask, torch.Tensor) and mask.dim() == 2)
+        if self.length > 1 or not self.is_active or not (plain and self.engine.sees_all) or is_static(self._cache, 0):
+            return
+        if first is not None:
+            keys = self.keys(first)
+            kwargs["attention_mask"] = keys if keys is None or mask is None else keys.to(mask.device)
+        self.masked_as_cached = True
+        positions = kwargs.get("position_ids")
+        if len(self._boundaries) > 1 or first is None or first.bias is not None or positions is None:
+            return
+        if self.engine.adapter.slot_positions or (first.shift is not None and positions.dim() != 2):
+            return
+        if first.shift is not None:
+            kwargs["position_ids"] = positions - first.shift.to(positions.device)
+        self.is_idle = True
+
     def before_layer(self, layer: int, hidden: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
         """Prunes if a stage lies before this layer, and swaps the arguments that have a sequence dimension.
 
@@ -249,14 +283,27 @@ class Run:
             if tokens is not None and length < tokens.length:
                 return self._cut(layer, tokens, length, hidden, kwargs)
             view = self._view_at(layer, boundary, hidden, kwargs)
-            kwargs["attention_mask"] = view.attention_mask
-            if "position_embeddings" in kwargs:
-                kwargs["position_embeddings"] = view.position_embeddings
-            if kwargs.get("position_ids") is not None:
-                kwargs["position_ids"] = view.position_ids
+            view.swap_into(kwargs)
             if tokens is not None:
                 kwargs.update(gather_others(kwargs, tokens, self.length))
+            elif not self.given.injected:
+                self._last = view, self.engine.layer_kinds[layer]
         return hidden
+
+    def repeat(self, layer: int, kwargs: dict[str, Any]) -> bool:
+        """Gives a layer at which nothing changes what the layer before it got; or tells that it is not such a layer."""
+        if self._last is None:
+            return False
+        view, kind = self._last
+        if (
+            layer in self._boundaries
+            or self.engine.layer_kinds[layer] != kind
+            or self.engine.adapter.key_sources[layer] != layer
+            or not view.replaces(kwargs)
+        ):
+            return False
+        view.swap_into(kwargs)
+        return True
 
     def _cut(
         self, layer: int, tokens: Tokens, length: int, hidden: torch.Tensor, kwargs: dict[str, Any]
@@ -299,7 +346,7 @@ class Run:
 
     def finish(self) -> None:
         """Writes down what the cache now holds, and the report."""
-        outcome = self._outcome if self._adopted else self.outcome
+        outcome = self.outcome if self.layouts and not self._adopted else self._outcome
         if self._cache is not None and (self._boundaries or self._state.seen or self._adopted):
             padding = self.allowed if self.length > 1 else self._state.padding
             state = attach_state(self._cache)
@@ -397,7 +444,7 @@ class Run:
         if tokens is not None:
             arguments.update(gather_others(kwargs, tokens, self.length))
         # A layer on another device works there; the method works where the states come from.
-        states = self.peek.states(layer, self.engine.layers[layer], hidden, arguments).to(hidden.device)
+        states = self.peek.states(layer, self.engine.layer_forwards[layer], hidden, arguments).to(hidden.device)
         if before:
             cached = cache_in(kwargs).layers[layer].keys[:, :, :before]
             if cached.shape[1] != states.keys.shape[1] or cached.shape[-1] != states.keys.shape[-1]:

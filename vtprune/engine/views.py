@@ -32,6 +32,23 @@ class View:
     position_ids: torch.Tensor | None
     replaced: tuple[Any, ...]
 
+    def replaces(self, kwargs: dict[str, Any]) -> bool:
+        """Whether this was made for a layer that was handed the same arguments."""
+        mask, embeddings, positions = self.replaced
+        return (
+            kwargs.get("attention_mask") is mask
+            and kwargs.get("position_embeddings") is embeddings
+            and kwargs.get("position_ids") is positions
+        )
+
+    def swap_into(self, kwargs: dict[str, Any]) -> None:
+        """Puts these arguments in the place of a layer's own."""
+        kwargs["attention_mask"] = self.attention_mask
+        if "position_embeddings" in kwargs:
+            kwargs["position_embeddings"] = self.position_embeddings
+        if kwargs.get("position_ids") is not None:
+            kwargs["position_ids"] = self.position_ids
+
 
 def weighed_mask(mask: torch.Tensor | None, bias: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
     """An additive mask with `bias` on every key.
