@@ -21,7 +21,7 @@ from transformers import StaticCache
 
 import vtprune
 from vtprune.adapters import find_adapter
-from vtprune.api import _engine
+from vtprune.api import attached_engine
 from vtprune.budget import Budget
 from vtprune.costs import kv_bytes, prefill_flops
 from vtprune.engine.cache_names import CACHE, CACHE_NAMES, cache_in
@@ -457,7 +457,7 @@ def engine_of(model: nn.Module, pruner: Pruner, budget: Budget, **options: Any) 
         ValueError: As `vtprune.wrap`.
     """
     vtprune.wrap(model, pruner, budget, **options)
-    engine = _engine(model)
+    engine = attached_engine(model)
     vtprune.unwrap(model)
     assert engine is not None
     return engine

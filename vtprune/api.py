@@ -87,9 +87,9 @@ def wrap(
     if not isinstance(graph, bool | Graph):
         raise TypeError(f"graph must be True, False or a Graph of settings, got {graph!r}")
     recording = Graph() if graph is True else graph or None
-    if _engine(model) is not None:
+    if (present := attached_engine(model)) is not None:
         raise ValueError(
-            f"{type(model).__name__} is wrapped already, with {_engine(model)!r}; call vtprune.unwrap(model) first"
+            f"{type(model).__name__} is wrapped already, with {present!r}; call vtprune.unwrap(model) first"
         )
     adapter = find_adapter(stock)
     tower, reader = _question_side(adapter, method, text_tower, processor)
@@ -108,7 +108,7 @@ def unwrap(model: ModelT) -> ModelT:
     Raises:
         ValueError: The model is not wrapped.
     """
-    engine = _engine(model)
+    engine = attached_engine(model)
     if engine is None:
         raise ValueError(f"{type(model).__name__} is not wrapped")
     engine.detach()
@@ -158,7 +158,7 @@ def report(model: nn.Module) -> Report:
     Raises:
         ValueError: The model is not wrapped, or has not seen an image since.
     """
-    engine = _engine(model)
+    engine = attached_engine(model)
     if engine is None:
         raise ValueError(f"{type(model).__name__} is not wrapped; call vtprune.wrap(model, ...) first")
     if engine.last_report is None:
@@ -194,5 +194,6 @@ def _stock(model: nn.Module) -> nn.Module:
     return _stock(inner()) if callable(inner) and hasattr(model, "peft_config") else model
 
 
-def _engine(model: nn.Module) -> Engine | None:
+def attached_engine(model: nn.Module) -> Engine | None:
+    """The engine around a wrapped model; `None` where there is none."""
     return getattr(_stock(model), "__dict__", {}).get(_ATTRIBUTE)

@@ -241,6 +241,44 @@ def test_gradients_are_a_reason(recorded: type[Again]) -> None:
 
 
 @torch.no_grad()
+def test_pictures_of_other_sizes_have_a_recording_of_their_own(recorded: type[Again]) -> None:
+    """The model reads sizes on the host: what it makes of them is part of a recording."""
+    model: Any = tiny.tiny_llava_next("sdpa")
+    prompts = [tiny.anyres_prompt(sizes, model) for sizes in ([(40, 90)], [(90, 40)], [(80, 180)], [(40, 90)])]
+    with vtprune.pruning(model, "visionzip", 20):
+        expected = [model(**inputs).logits for inputs in prompts]
+    with vtprune.pruning(model, "visionzip", 20, graph=True):
+        for inputs, logits in zip(prompts, expected, strict=True):
+            torch.testing.assert_close(model(**inputs).logits[:, -5:], logits[:, -5:], atol=2e-5, rtol=1e-5)
+            assert vtprune.report(model).captured
+
+
+@torch.no_grad()
+def test_the_tower_alone_is_recorded_where_what_is_around_it_cannot_be(
+    recorded: type[Again], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = tiny.tiny_llava("sdpa")
+    inputs = tiny.prompt([1, 1])
+    with vtprune.pruning(model, "visionzip", 9):
+        expected = model(**inputs).logits
+
+    class First(Again):
+        def __init__(self, work: Callable[[], Any], pool: Any, warmup: int = 2) -> None:
+            super().__init__(work, pool, warmup)
+            if type(self).count == 1:
+                raise RuntimeError("asks the device")
+
+    monkeypatch.setattr(graphs, "Recorded", First)
+    with vtprune.pruning(model, "visionzip", 9, graph=True):
+        with pytest.warns(UserWarning, match="the vision side as a whole runs without a graph.*asks the device"):
+            model(**inputs)
+        again = model(**inputs).logits
+        assert vtprune.report(model).captured
+    assert First.count == 3
+    torch.testing.assert_close(again[:, -8:], expected[:, -8:], atol=2e-5, rtol=1e-5)
+
+
+@torch.no_grad()
 def test_work_that_fails_to_record_runs_eagerly(recorded: type[Again], monkeypatch: pytest.MonkeyPatch) -> None:
     model: Any = tiny.tiny_llava("sdpa")
     inputs = tiny.prompt([1])

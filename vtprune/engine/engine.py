@@ -312,7 +312,7 @@ class Engine:
             arguments["pixel_values_videos"] = arguments.pop("pixel_values")
         record = local.open = VisionRecord(self.adapter, kind, arguments)
         try:
-            output = encode(*args, **kwargs)
+            output = encode(*args, **kwargs) if self._graphs is None else self._graphs.encode(encode, args, kwargs)
         finally:
             local.open = None
         counts = self.adapter.feature_counts(output)

@@ -1,9 +1,10 @@
 """Prefill and decoding replayed from CUDA graphs, so that a short sequence is not waited for by kernel launches.
 
-Recorded are the vision tower, the decoder's prefill with the stages and selections in it, and a decoding step on a
-static cache. What lies between (embedding the prompt, filling in the image features, the head) stays as it is, and may
-ask the device. A recording serves all calls whose tensors have the same shapes; prompts are filled up on the left to
-`Graph.bucket` tokens, which a mask hides and which no cache and no report gets to see.
+Recorded are the vision side from tower to projector (or the tower alone, where what is around it cannot be), the
+decoder's prefill with the stages and selections in it, and a decoding step on a static cache. What lies between
+(embedding the prompt, filling in the image features, the head) stays as it is, and may ask the device. A recording
+serves all calls whose tensors have the same shapes; prompts are filled up on the left to `Graph.bucket` tokens, which a
+mask hides and which no cache and no report gets to see.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import copy
 import inspect
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -83,11 +84,15 @@ class _Prefill:
 
 @dataclass
 class Recordings:
-    """The recordings of one thread; several threads may run one model, and each has memory of its own to write to."""
+    """The recordings of one thread; several threads may run one model, and each has memory of its own to write to.
+
+    `is_busy` while the vision side is recorded as a whole, its tower with it.
+    """
 
     limit: int
     slots: SlotPool = field(default_factory=SlotPool)
     side: SideStream = field(default_factory=SideStream)
+    is_busy: bool = False
     _found: OrderedDict[Hashable, Any] = field(default_factory=OrderedDict)
 
     @cached_property
@@ -138,7 +143,7 @@ class Graphs:
         adapter = self._engine.adapter
         undo = [self._replace_forward(adapter.decoder, self._decode_or_prefill)]
         if adapter.tower is not None:
-            undo.append(self._replace_forward(adapter.tower, self._encode))
+            undo.append(self._replace_forward(adapter.tower, self._encode_in_tower))
         if hasattr(adapter.base, "get_placeholder_mask"):
             undo.append(self._replace_placeholder_mask(adapter.base))
         if hasattr(adapter.model, "get_compiled_call"):
@@ -189,30 +194,56 @@ class Graphs:
             self._told.add(message)
             warnings.warn(f"vtprune: {message}", stacklevel=2)
 
-    def _encode(self, original: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """The vision tower's forward."""
+    def encode(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The model's method that encodes pictures, from tower to projector, while a record of it is open."""
+        host = [value for name, value in kwargs.items() if name in self._engine.adapter.host_arguments]
+        return self._vision("the vision side as a whole", original, args, kwargs, host)
+
+    def _encode_in_tower(self, original: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """The vision tower's forward, where the method around it cannot be recorded."""
+        return self._vision("the vision tower", original, args, kwargs, [])
+
+    def _vision(
+        self,
+        what: str,
+        original: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        host: Sequence[Any],
+    ) -> Any:
+        """Runs a part of the vision side.
+
+        Args:
+            what: Its name.
+            original: It.
+            args: What it is called with.
+            kwargs: The same by name.
+            host: What of it is read on the host.
+        """
         local = self._engine.local
         given = [*args, *kwargs.values()]
-        inputs = [value for value in given if isinstance(value, torch.Tensor)]
+        fixed_for = {id(value) for value in host}
+        inputs = [value for value in given if isinstance(value, torch.Tensor) and id(value) not in fixed_for]
         record = local.open
-        if record is None or not inputs or is_recording() or torch.is_grad_enabled():
+        if record is None or not inputs or self._recordings.is_busy or is_recording() or torch.is_grad_enabled():
             return original(*args, **kwargs)
         if inputs[0].is_cuda:
             self._recordings.side.remember(local.prompt)
         try:
             self._check_devices(inputs)
-            key = ("tower", len(args), *kwargs, *map(_signature, given), _weights(self._engine.adapter.base))
-            fixed, recorded = self._recordings.get(key, lambda: self._record_tower(original, args, kwargs, inputs))
+            constants = tuple(str(value.tolist()) for value in host if isinstance(value, torch.Tensor))
+            key = (what, len(args), *kwargs, *map(_signature, given), constants, _weights(self._engine.adapter.base))
+            fixed, recorded = self._recordings.get(key, lambda: self._record_vision(original, args, kwargs, inputs))
         except _Refused as reason:
-            self._tell("the vision tower", reason)
+            self._tell(what, reason)
             return original(*args, **kwargs)
         put(inputs, fixed, [False] * len(inputs))
         output, seen = recorded.replay()
-        record.calls, record.outputs, record.cls_states = dict(seen.calls), dict(seen.outputs), list(seen.cls_states)
+        record.take_over(seen)
         tensors = tensors_in(output)
         return replaced_in(output, dict(zip(map(id, tensors), copies(tensors), strict=True)))
 
-    def _record_tower(
+    def _record_vision(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], inputs: list[torch.Tensor]
     ) -> tuple[list[torch.Tensor], Recorded[tuple[Any, VisionRecord]]]:
         self._check_spread()
@@ -227,7 +258,11 @@ class Graphs:
 
         def work() -> tuple[Any, VisionRecord]:
             local.open = VisionRecord(record.adapter, record.kind, {})
-            return original(*here, **named), local.open
+            self._recordings.is_busy = True
+            try:
+                return original(*here, **named), local.open
+            finally:
+                self._recordings.is_busy = False
 
         try:
             return fixed, Recorded(work, self._recordings.pool)
@@ -307,6 +342,7 @@ class Graphs:
             tuple((argument, _kind(value)) for argument, value in inputs.arguments.items()),
             (*run.rows, *run.layouts, *(tuple(entries) for entries in run.images.entries)),
             tuple((layer, tuple(steps)) for layer, steps in run.plan.items()),
+            tuple(record.host_values for record in run.images.records),
             (name, type(cache), inputs.mask is None, inputs.mask is inputs.arguments.get("attention_mask")),
             _weights(self._engine.adapter.decoder),
         )

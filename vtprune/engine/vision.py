@@ -149,12 +149,16 @@ class VisionRecord:
         return self._patches(found)
 
     def traverse(self, visit: Callable[[torch.Tensor], torch.Tensor], pixels: bool) -> VisionRecord:
-        """The same with what `visit` makes of each tensor that was seen; of those it was given with `pixels` alone."""
+        """The same with what `visit` makes of each tensor that was seen; of those it was given with `pixels` alone.
+
+        What is read on the host is left as it is.
+        """
+        host = self.adapter.host_arguments
         return VisionRecord(
             self.adapter,
             self.kind,
             {
-                name: visit(value) if pixels and isinstance(value, torch.Tensor) else value
+                name: visit(value) if pixels and isinstance(value, torch.Tensor) and name not in host else value
                 for name, value in self.inputs.items()
             },
             self.layouts,
@@ -165,6 +169,18 @@ class VisionRecord:
             {layer: [states.traverse(visit) for states in calls] for layer, calls in self.calls.items()},
             {layer: [visit(states) for states in outputs] for layer, outputs in self.outputs.items()},
         )
+
+    @property
+    def host_values(self) -> tuple[str, ...]:
+        """What it was given that is read on the host."""
+        given = (self.inputs.get(name) for name in sorted(self.adapter.host_arguments))
+        return tuple(str(value.tolist()) for value in given if isinstance(value, torch.Tensor) and value.is_cpu)
+
+    def take_over(self, seen: VisionRecord) -> None:
+        """Takes what was seen of the tower in a call like the one that this is a record of."""
+        self.calls, self.outputs, self.cls_states = dict(seen.calls), dict(seen.outputs), list(seen.cls_states)
+        if seen.features is not None:
+            self.features = seen.features
 
     def patches(self, values: Sequence[torch.Tensor]) -> torch.Tensor:
         """Brings `(views, rows, ...)` of several calls to patches."""
