@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vtprune.budget import Budget as Budget
     from vtprune.chain import Chain as Chain
     from vtprune.context import Context as Context
-    from vtprune.engine.graphs import Graph as Graph
+    from vtprune.engine.recordings import Graph as Graph
     from vtprune.layout import ImageLayout as ImageLayout
     from vtprune.layout import Segment as Segment
     from vtprune.pruner import Pruner as Pruner
@@ -103,7 +103,7 @@ _HOMES = {
     "budget": ("Budget",),
     "chain": ("Chain",),
     "context": ("Context",),
-    "engine.graphs": ("Graph",),
+    "engine.recordings": ("Graph",),
     "layout": ("ImageLayout", "Segment"),
     "pruner": ("Pruner", "Reduction", "Signal"),
     "registry": ("list_pruners", "make_pruner", "pruner_class", "pruner_classes", "register"),

@@ -17,7 +17,7 @@ from vtprune.reporting import Report
 if TYPE_CHECKING:
     from vtprune.adapters.base import Adapter
     from vtprune.engine.engine import Engine
-    from vtprune.engine.graphs import Graph
+    from vtprune.engine.recordings import Graph
     from vtprune.question import QuestionReader
     from vtprune.text_tower import TextTower
 
@@ -74,7 +74,7 @@ def wrap(
     """
     from vtprune.adapters import find_adapter
     from vtprune.engine.engine import Engine
-    from vtprune.engine.graphs import Graph
+    from vtprune.engine.recordings import Graph
 
     stock = _stock(model)
     method = make_pruner(pruner, **options)

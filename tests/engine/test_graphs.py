@@ -12,7 +12,7 @@ import torch
 from transformers import StaticCache
 
 import vtprune
-from vtprune.engine import graphs
+from vtprune.engine import graphs, prefill_recorder, recordings, vision_recorder
 
 
 class Again:
@@ -45,9 +45,10 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> type[Again]:
 
     attach_graphs = graphs.Graphs.attach
     monkeypatch.setattr(graphs.Graphs, "attach", attach)
-    monkeypatch.setattr(graphs, "Recorded", Again)
-    monkeypatch.setattr(graphs.Graphs, "_check_devices", lambda self, tensors: None)
-    monkeypatch.setattr(graphs.Recordings, "pool", None)
+    monkeypatch.setattr(recordings, "Recorded", Again)
+    for part in (graphs, vision_recorder, prefill_recorder):
+        monkeypatch.setattr(part, "check_devices", lambda tensors: None)
+    monkeypatch.setattr(recordings.Recordings, "pool", None)
     Again.count = 0
     return Again
 
@@ -268,7 +269,7 @@ def test_the_tower_alone_is_recorded_where_what_is_around_it_cannot_be(
             if type(self).count == 1:
                 raise RuntimeError("asks the device")
 
-    monkeypatch.setattr(graphs, "Recorded", First)
+    monkeypatch.setattr(recordings, "Recorded", First)
     with vtprune.pruning(model, "visionzip", 9, graph=True):
         with pytest.warns(UserWarning, match="the vision side as a whole runs without a graph.*asks the device"):
             model(**inputs)
@@ -290,7 +291,7 @@ def test_work_that_fails_to_record_runs_eagerly(recorded: type[Again], monkeypat
             work()
             raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    monkeypatch.setattr(graphs, "Recorded", Broken)
+    monkeypatch.setattr(recordings, "Recorded", Broken)
     reason = "RuntimeError: operation not permitted when stream is capturing$"
     with vtprune.pruning(model, "divprune", 9, graph=True), pytest.warns(UserWarning, match=reason):
         found = model(**inputs).logits

@@ -19,7 +19,7 @@ from rich.console import Console
 import vtprune
 from vtprune.adapters import find_adapter
 from vtprune.budget import Budget
-from vtprune.engine import graphs
+from vtprune.engine import graphs, prefill_recorder, recordings, vision_recorder
 from vtprune.eval import profile as profiles
 from vtprune.eval import profiling
 from vtprune.eval.break_even import Curve, Pruning
@@ -251,10 +251,11 @@ class Again:
 @pytest.mark.parametrize("static", [True, False])
 @pytest.mark.parametrize("name", ["divprune", "fastv"])
 def test_graphs(monkeypatch: pytest.MonkeyPatch, name: str, static: bool) -> None:
-    for module in (graphs, profiling):
+    for module in (recordings, profiling):
         monkeypatch.setattr(module, "Recorded", Again)
-    monkeypatch.setattr(graphs.Graphs, "_check_devices", lambda self, tensors: None)
-    monkeypatch.setattr(graphs.Recordings, "pool", None)
+    for part in (graphs, vision_recorder, prefill_recorder):
+        monkeypatch.setattr(part, "check_devices", lambda tensors: None)
+    monkeypatch.setattr(recordings.Recordings, "pool", None)
     monkeypatch.setattr(Prompt, "pool", None)
     row = measured(tiny.tiny_llava("sdpa"), name, Budget(tokens=9), Settings(1, 0, 2, graph=True, static=static))
     assert row.notes == {}

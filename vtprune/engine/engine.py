@@ -16,9 +16,10 @@ from vtprune.budget import Budget
 from vtprune.engine.cache_names import CACHE_NAMES, cache_in
 from vtprune.engine.cache_state import CacheState, state_of
 from vtprune.engine.checks import DECODER_STATES, NEXT, UNROTATED, check_fit, named_encoder_layers
-from vtprune.engine.graphs import Graph, Graphs, Recordings
+from vtprune.engine.graphs import Graphs
 from vtprune.engine.images import Images, assign_images
 from vtprune.engine.pass_inputs import PassInputs
+from vtprune.engine.recordings import Graph, Recordings
 from vtprune.engine.replaced import replace_method
 from vtprune.engine.run import Run
 from vtprune.engine.sequence import Left
