@@ -35,6 +35,7 @@ from vtprune.engine.engine import Engine
 from vtprune.engine.stage_context import StageContext
 from vtprune.eval.official.calls import OFFICIAL, Seen
 from vtprune.eval.profile import machine
+from vtprune.eval.profile_markdown import markdown_table
 from vtprune.eval.profiling import attached, engine_of
 from vtprune.eval.random_models import (
     ARCHITECTURES,
@@ -265,6 +266,25 @@ def table(rows: Sequence[Row], title: str) -> Table:
     return found
 
 
+def to_markdown(rows: Sequence[Row], unpruned: float | None) -> str:
+    """The rows for documents, fastest first.
+
+    Args:
+        rows: The rows.
+        unpruned: Milliseconds of the unpruned prefill, for the share that a selection is of it.
+    """
+    columns = ["method", "batch", "tokens", "stages", "official", "eager", "graph", "share", "official / vtprune"]
+    timed = [(best, row) for row in rows if (best := row.captured or row.eager) is not None]
+    lines = []
+    for best, row in sorted(timed, key=lambda pair: (pair[1].tokens, pair[1].batch, pair[0].median)):
+        times = ("-" if timing is None else str(timing) for timing in (row.official, row.eager, row.captured))
+        share = "-" if unpruned is None else f"{100 * best.median / unpruned:.1f} %"
+        ratio = "-" if row.ratio is None else f"{row.ratio:.1f} x"
+        sizes = (str(row.batch), f"{row.tokens} -> {row.keep}", str(row.stages))
+        lines.append([f"`{row.method}`", *sizes, *times, share, ratio])
+    return markdown_table(columns, lines, ["method"]) + "\n"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -273,6 +293,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batches", default="1,8", help="batch sizes, separated by commas")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--layers", type=int, help="decoder layers of the models; all of them by default")
+    parser.add_argument("--markdown", metavar="FILE", help="also write the table there, in Markdown")
+    parser.add_argument("--unpruned", type=float, metavar="MS", help="the unpruned prefill, for shares in --markdown")
     parser.add_argument("--json", metavar="FILE", help="also write the rows there, after each one")
     options = parser.parse_args(arguments)
     names, sizes = parse_methods(options.methods), parse_sizes(options.sizes)
@@ -299,6 +321,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
+    if options.markdown:
+        Path(options.markdown).write_text(to_markdown(rows, options.unpruned), encoding="utf-8")
     console.print(table(rows, f"Selection alone, ms: median (quartiles), {dtype}, {where['device']}"))
 
 

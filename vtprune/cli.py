@@ -302,6 +302,7 @@ def profile_command(
         Path | None, typer.Option(help="Folder of the results, one line of JSON a row; the same one resumes.")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="PNG of time against visual tokens.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="File for the tables with all quartiles, in Markdown.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Times methods against the unpruned model and the ideal, and tells from how many visual tokens on they pay."""
@@ -310,8 +311,9 @@ def profile_command(
     with _refusing():
         from vtprune.eval.profile import DEFAULT_BATCHES, DEFAULT_BUDGETS, DEFAULT_PRUNERS, Profile, ProfileConfig
 
-        if plot is not None:
-            _check_output(plot)
+        for file in (plot, markdown):
+            if file is not None:
+                _check_output(file)
         profile = Profile(
             ProfileConfig(
                 model=model,
@@ -350,6 +352,10 @@ def profile_command(
     from vtprune.eval.profile_report import plot_profile, print_found, to_data
 
     drawn = plot is not None and plot_profile(profile.found, plot)
+    if markdown is not None:
+        from vtprune.eval.profile_markdown import to_markdown
+
+        markdown.write_text(to_markdown(profile.found), encoding="utf-8")
     if as_json:
         _print_json(to_data(profile.found))
     else:
@@ -358,7 +364,7 @@ def profile_command(
         console = Console()
         # A file or a pipe has no width of its own, and the tables are wide.
         print_found(profile.found, console if console.is_terminal else Console(width=200))
-        for path in (profile.store.path, plot if drawn else None):
+        for path in (profile.store.path, plot if drawn else None, markdown):
             if path is not None:
                 typer.echo(path)
     if stopped:

@@ -25,6 +25,7 @@ from vtprune.eval import profiling
 from vtprune.eval.break_even import Curve, Pruning
 from vtprune.eval.grid import parse_pruner
 from vtprune.eval.profile import Found, Profile, ProfileConfig
+from vtprune.eval.profile_markdown import to_markdown
 from vtprune.eval.profile_report import break_even_lines, pays_from, plot_profile, print_found, to_data
 from vtprune.eval.profiling import (
     EAGER,
@@ -489,6 +490,18 @@ def made(found: Found, first_token: dict[int, tuple[float, float]], overhead: fl
         for tokens, timing in curve["prefill"][EAGER].items():
             timing["median"] = float(tokens)
     return Found(found.machine, rows, curves)
+
+
+def test_markdown(found: Found) -> None:
+    text = to_markdown(found)
+    tables = [part.splitlines() for part in text.split("\n\n") if part.startswith("|")]
+    assert len(tables) == 2
+    assert len({line.count("|") for line in tables[0]}) == 1
+    row = next(row for row in found.rows if row["status"] == "done")
+    prefill = row["measured"][EAGER][PRUNED]["prefill"]
+    assert f"{prefill['median']:.2f} ({prefill['low']:.2f}-{prefill['high']:.2f})" in tables[0][2]
+    assert f"{row['measured'][EAGER][FULL]['kv_bytes'] / 2**20:.0f}" in tables[1][2].split(" | ")
+    assert found.machine["command"] in text
 
 
 def test_break_even_is_told(found: Found) -> None:

@@ -22,7 +22,7 @@ import vtprune
 from vtprune.eval import selection_benchmark as benchmark
 from vtprune.eval.official.calls import OFFICIAL
 from vtprune.eval.random_models import Architecture, random_prompts
-from vtprune.eval.selection_benchmark import Row, Selection, anew, measure, parse_methods, parse_sizes
+from vtprune.eval.selection_benchmark import Row, Selection, anew, measure, parse_methods, parse_sizes, to_markdown
 from vtprune.eval.timing import Timing
 from vtprune.pruner import Pruner, Reduction
 
@@ -247,6 +247,19 @@ def test_ratio_is_to_the_better_time() -> None:
     assert row(6.0, 3.0, None).ratio == 2
     assert row(None, 3.0, 1.5).ratio is None
     assert row(6.0, None, None).ratio is None
+
+
+def test_markdown() -> None:
+    def row(name: str, batch: int, eager: float, captured: float | None) -> Row:
+        official, *own = (None if time is None else Timing(time, time, time, 3) for time in (8.0, eager, captured))
+        return Row(name, batch, 576, 64, 1, official, own[0], own[1])
+
+    lines = to_markdown(
+        [row("fastv", 8, 4.0, 2.0), row("aim", 8, 3.0, 1.0), row("m3", 1, 5.0, None)], 50.0
+    ).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["`m3`", "`aim`", "`fastv`"]
+    assert lines[2].endswith("| - | 10.0 % | 1.6 x |")
+    assert lines[4].endswith("| 2.00 (2.00-2.00) | 4.0 % | 4.0 x |")
 
 
 def test_arguments() -> None:
