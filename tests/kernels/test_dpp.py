@@ -16,7 +16,8 @@ from torch.nn.functional import normalize
 from vtprune.kernels import without_kernels
 from vtprune.kernels.dpp import greedy_picks
 from vtprune.kernels.gram import cosine_matrix
-from vtprune.ops.dpp import HALF, _cosines, dpp_map, spanned_below
+from vtprune.ops.dpp import HALF, dpp_map, spanned_below
+from vtprune.ops.gram import cosine_gram
 from vtprune.ops.reference import dpp as reference
 from vtprune.pruners.cdpruner import CDPruner
 
@@ -32,7 +33,7 @@ def by_kernels(
     """Through the kernels, which the interpreter runs where there is no device."""
     states = states.to(DEVICE)
     there = None if present is None else present.to(DEVICE)
-    cosines = cosine_matrix(states) if states.dtype in HALF else _cosines(states)
+    cosines = cosine_matrix(states) if states.dtype in HALF else cosine_gram(states)
     return greedy_picks(cosines, relevance.to(DEVICE), keep, spanned_below(states.dtype), there, **spread).cpu()
 
 
@@ -161,7 +162,7 @@ def test_on_a_device_equals_the_operation_without_kernels(kind: str, tokens: int
 @pytest.mark.parametrize("tokens", [300, 2000])
 def test_on_a_device_a_launch_for_each_pick_finds_the_same(tokens: int) -> None:
     states, relevance = torch.randn(3, tokens, 512, device=DEVICE), torch.rand(3, tokens, device=DEVICE)
-    cosines = _cosines(states)
+    cosines = cosine_gram(states)
     whole = greedy_picks(cosines, relevance, 150, 1e-9)
     for block in (64, 128, 512):
         assert torch.equal(whole, greedy_picks(cosines, relevance, 150, 1e-9, block=block, one_launch=False))

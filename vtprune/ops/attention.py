@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from vtprune.kernels import use_kernels
+from vtprune.ops.host import is_at_hand
 
 # Query rows whose attention is held at once where no kernel sums it up.
-_ROWS = 256
+_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,17 @@ def attention_of(rows: QueryRows) -> torch.Tensor:
         from vtprune.kernels import attention as kernels
 
         return kernels.attention_of(rows)
-    return _attention_of(_in_order(rows), 0, rows.count)
+    attention = _attention_of(_in_order(rows), 0, rows.count)
+    attention = torch.nn.functional.pad(attention, (0, rows.keys.shape[2] - attention.shape[3]))
+    targets = rows.targets
+    if targets is None:
+        return attention
+    if is_at_hand(targets) and targets.numel():
+        # Most often they are the tokens of a picture, which stand side by side.
+        first = int(targets[0, 0])
+        if bool((targets == torch.arange(first, first + targets.shape[1])).all()):
+            return attention[..., first : first + targets.shape[1]]
+    return attention.gather(3, targets[:, None, None, :].expand(-1, *attention.shape[1:3], -1))
 
 
 def strongest_received(rows: QueryRows, counted: torch.Tensor) -> torch.Tensor:
@@ -103,11 +114,19 @@ def strongest_received(rows: QueryRows, counted: torch.Tensor) -> torch.Tensor:
         from vtprune.kernels import attention as kernels
 
         return kernels.strongest_received(rows, counted)
-    rows, found = _in_order(rows), []
+    rows = _in_order(rows)
+    rows = replace(rows, keys=rows.keys.float())
+    found = torch.zeros(*counted.shape[:2], rows.keys.shape[2], device=counted.device)
     for start in range(0, rows.count, _ROWS):
-        strongest = _attention_of(rows, start, start + _ROWS).amax(dim=1).unsqueeze(1)
-        found.append(strongest.masked_fill(~counted[:, :, start : start + _ROWS, None], 0).sum(dim=2))
-    return torch.stack(found).sum(dim=0)
+        strongest = _attention_of(rows, start, start + _ROWS).amax(dim=1)
+        for group, here in enumerate(counted[:, :, start : start + _ROWS].unbind(dim=1)):
+            if is_at_hand(here) and not here.any():
+                continue
+            some = not is_at_hand(here) or not here.all()
+            part = strongest.masked_fill(~here.unsqueeze(-1), 0) if some else strongest
+            found[:, group, : part.shape[2]] += part.sum(dim=1)
+    targets = rows.targets
+    return found if targets is None else found.gather(2, targets.unsqueeze(1).expand(-1, found.shape[1], -1))
 
 
 def attention_rows(
@@ -194,6 +213,8 @@ def _in_order(rows: QueryRows) -> QueryRows:
     samples, mask, present = rows.samples, rows.mask, rows.present
     if samples is None:
         return rows
+    if is_at_hand(samples) and torch.equal(samples, torch.arange(len(rows.queries))):
+        return replace(rows, samples=None)
     return replace(
         rows,
         queries=rows.queries[samples],
@@ -205,7 +226,7 @@ def _in_order(rows: QueryRows) -> QueryRows:
 
 
 def _attention_of(rows: QueryRows, start: int, stop: int) -> torch.Tensor:
-    """`attention_of` of some of the rows, of samples in order."""
+    """Attention of some of the rows, of samples in order, to all keys up to the last that any of them sees."""
     queries, keys, mask, present = rows.queries, rows.keys, rows.mask, rows.present
     if rows.slots is None:
         slots = torch.arange(rows.count, device=keys.device).unsqueeze(0)[:, start:stop]
@@ -215,34 +236,47 @@ def _attention_of(rows: QueryRows, start: int, stop: int) -> torch.Tensor:
         slots = rows.slots[:, start:stop]
         queries = _at(queries, slots)
         mask = mask if mask is None or mask.shape[2] == 1 else _at(mask.expand(len(slots), -1, -1, -1), slots)
+    seen, shown = keys.shape[2], 0
     if mask is None and rows.causal:
-        mask = torch.arange(keys.shape[2], device=keys.device) <= (slots + rows.first).unsqueeze(-1)
+        ends = slots + rows.first
+        seen, shown = _bounds(ends, seen, present)
+        mask = torch.arange(shown, seen, device=keys.device) <= ends.unsqueeze(-1)
         if present is not None:
-            spare = keys.shape[2] - present.shape[1]
-            mask = mask & torch.nn.functional.pad(present, (0, spare), value=False).unsqueeze(1)
+            spare = max(0, seen - present.shape[1])
+            mask = mask & torch.nn.functional.pad(present, (0, spare), value=False)[:, None, shown:seen]
         mask = mask.unsqueeze(1)
-    attention = _softmax_rows(queries, keys, rows.scaling, mask)
-    if rows.targets is None:
-        return attention
-    return attention.gather(3, rows.targets[:, None, None, :].expand(-1, *attention.shape[1:3], -1))
+    return _softmax_rows(queries, keys[:, :, :seen], rows.scaling, mask, shown)
+
+
+def _bounds(ends: torch.Tensor, count: int, present: torch.Tensor | None) -> tuple[int, int]:
+    """How many of `count` keys any row sees that sees those up to its end, and how many all rows see."""
+    if not is_at_hand(ends) or not ends.numel():
+        return count, 0
+    lowest, highest = (int(end) for end in ends.aminmax())
+    # Of a row that sees nothing all keys count alike.
+    if present is not None and not (present.shape[1] > highest and present[:, : highest + 1].all()):
+        return count, 0
+    return min(count, highest + 1), min(count, lowest + 1)
 
 
 def _at(states: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
     """Rows `(batch, any)` of states `(batch, heads, rows, dim)`."""
-    return states.gather(2, slots[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3]))
+    picture = torch.arange(len(slots), device=slots.device).unsqueeze(1)
+    return states.transpose(1, 2)[picture, slots].transpose(1, 2)
 
 
 def _softmax_rows(
-    queries: torch.Tensor, keys: torch.Tensor, scaling: float, allowed: torch.Tensor | None
+    queries: torch.Tensor, keys: torch.Tensor, scaling: float, allowed: torch.Tensor | None, shown: int
 ) -> torch.Tensor:
+    """Attention of rows to keys; `allowed` is about all keys but the first `shown`, which every row sees."""
     batch, heads, rows, dim = queries.shape
     kv_heads = keys.shape[1]
     grouped = queries.reshape(batch, kv_heads, heads // kv_heads * rows, dim)
-    logits = torch.matmul(grouped.float(), keys.float().transpose(-1, -2)).mul(scaling)
+    logits = torch.matmul(grouped.float(), keys.float().transpose(-1, -2)).mul_(scaling)
     logits = logits.view(batch, heads, rows, -1)
     if allowed is not None:
         if allowed.dtype == torch.bool:
-            logits = logits.masked_fill(~allowed, torch.finfo(logits.dtype).min)
+            logits[..., shown:].masked_fill_(~allowed, torch.finfo(logits.dtype).min)
         else:
-            logits = logits + allowed.float()
+            logits += allowed.float()
     return logits.softmax(dim=-1)

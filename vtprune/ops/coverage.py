@@ -6,10 +6,13 @@ import torch
 
 from vtprune.kernels import use_kernels
 from vtprune.ops.checks import check_keep
-from vtprune.ops.rounded_cosine import rounded_cosine
+from vtprune.ops.gram import cosine_gram
+from vtprune.ops.host import is_at_hand
 
-# In how many parts of one the cosines are rounded.
-_STEPS = 1 << 30
+# In how many parts of one the cosines are rounded, and those that were summed in float32.
+_STEPS, _FLOAT32_STEPS = 1 << 30, 1 << 22
+# Tokens whose rows are worked on at a time.
+_AT_ONCE = 256
 # Below the score of every token that is there, and above that of a picked one.
 _ABSENT = -1.7e308
 
@@ -29,8 +32,9 @@ def weighted_coverage(
 
     SCOPE (arXiv 2510.24214): a token is covered by its highest cosine to any pick, at least 0; a candidate's gain is
     the coverage that it adds over all tokens, times a power of its saliency. One pass over the similarity matrix a
-    pick. Cosines are rounded, so that a duplicate of a pick gains exactly nothing: to 2^-30, or to 2^-22 for tokens in
-    half precision where a kernel takes them. What is no number counts as 0.
+    pick, on the CPU over the rows of the tokens that it covers better. Cosines are rounded, so that a duplicate of a
+    pick gains exactly nothing: to 2^-30, or to 2^-22 for tokens in half precision (on the CPU, for 192 or more). What
+    is no number counts as 0.
 
     Args:
         features: `(batch, tokens, dim)`.
@@ -70,25 +74,44 @@ def _picks(
     present: torch.Tensor | None,
 ) -> torch.Tensor:
     cosine = _cosines(features)
-    covered = torch.zeros_like(saliency)
+    lines, first = cosine.flatten(0, 1), cosine.shape[1] * torch.arange(len(cosine), device=cosine.device)
+    covered = torch.zeros_like(saliency, dtype=cosine.dtype)
     limit = torch.full_like(saliency, torch.inf)
     if present is not None:
         # What is not there counts as covered.
         covered.masked_fill_(~present, 1)
         limit.masked_fill_(~present, _ABSENT)
+    # Sums are exact, so that what is taken off later leaves no trace.
+    gain = _taken_off(cosine, covered, torch.ones_like(covered))
     picks = []
     for _ in range(keep):
-        gain = torch.maximum(cosine, covered.unsqueeze(2)).sum(dim=1) - covered.sum(dim=1, keepdim=True)
         score = torch.minimum(gain + weight if add else gain * weight, limit)
         if fill_by_saliency:
             exhausted = score.amax(dim=1, keepdim=True) <= 0
             score = torch.where(exhausted, torch.minimum(saliency, limit), score)
         pick = score.argmax(dim=1, keepdim=True)
         limit.scatter_(1, pick, -torch.inf)
-        row = cosine.gather(1, pick.unsqueeze(-1).expand_as(cosine[:, :1])).squeeze(1)
-        covered = torch.maximum(covered, row)
+        more = torch.maximum(covered, lines.index_select(0, pick.squeeze(1) + first))
+        gain = gain - _taken_off(cosine, covered, more)
+        covered = more
         picks.append(pick)
     return torch.cat(picks, dim=1)
+
+
+def _taken_off(cosine: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """What the gain of each candidate falls by when tokens come to be covered better, `(batch, tokens)` float64."""
+    if not is_at_hand(cosine):
+        floor = before.unsqueeze(1)
+        return (cosine.clamp(floor, after.unsqueeze(1)) - floor).sum(dim=2, dtype=torch.float64)
+    # A pick covers few tokens better.
+    better = (after > before).flatten().nonzero().squeeze(1)
+    off = torch.zeros_like(before, dtype=torch.float64)
+    for tokens in better.split(_AT_ONCE):
+        floor, ceiling = (covered.flatten()[tokens].unsqueeze(1) for covered in (before, after))
+        part = cosine.flatten(0, 1).index_select(0, tokens)
+        torch.minimum(torch.maximum(part, floor, out=part), ceiling, out=part)
+        off.index_add_(0, tokens // before.shape[1], part.sub_(floor).double())
+    return off
 
 
 def _with_kernels(
@@ -125,4 +148,7 @@ def _with_kernels(
 
 
 def _cosines(features: torch.Tensor) -> torch.Tensor:
-    return rounded_cosine(features, features).nan_to_num_(nan=0.0)
+    """In float32, and rounded as a kernel rounds them, where that is how they were summed."""
+    cosine = cosine_gram(features)
+    steps = _STEPS if cosine.dtype == torch.float64 else _FLOAT32_STEPS
+    return cosine.clamp_(-1, 1).mul_(steps).round_().div_(steps).nan_to_num_(nan=0.0)

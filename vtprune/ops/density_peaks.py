@@ -6,6 +6,7 @@ import torch
 
 from vtprune.kernels import use_kernels
 from vtprune.ops.checks import check_keep
+from vtprune.ops.gather import take
 from vtprune.ops.merge import group_means
 from vtprune.ops.topk import stable_topk
 
@@ -58,7 +59,7 @@ def density_peaks(
     apart = squared.masked_fill(~denser, torch.inf).amin(dim=2)
     apart = torch.where(denser.any(dim=2), apart, squared.amax(dim=(1, 2)).unsqueeze(1))
     centres = stable_topk(density * apart.sqrt(), clusters)
-    cluster = squared.gather(1, centres.unsqueeze(-1).expand(-1, -1, count)).argmin(dim=1)
+    cluster = take(squared, centres).argmin(dim=1)
     # A duplicate of an earlier centre stays the centre of its own cluster, so that none is empty.
     own = torch.arange(clusters, device=points.device).expand(len(points), -1)
     return centres, cluster.scatter(1, centres, own)
@@ -81,6 +82,14 @@ def cluster_means(features: torch.Tensor, cluster: torch.Tensor, clusters: int) 
 
 def _squared_distances(points: torch.Tensor) -> torch.Tensor:
     exact = points.double()
+    if points.device.type == "cpu":
+        # Each pair once, and of one picture after another.
+        count = points.shape[1]
+        first, second = torch.triu_indices(count, count, offset=1)
+        squared = torch.zeros(len(points), count, count)
+        for square, picture in zip(squared, exact, strict=True):
+            square[first, second] = square[second, first] = torch.pdist(picture).square().float()
+        return squared
     return torch.cdist(exact, exact, compute_mode="donot_use_mm_for_euclid_dist").square().float()
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import normalize
 
 from vtprune.kernels import use_kernels
 from vtprune.ops.checks import check_keep
+from vtprune.ops.gram import cosine_gram
 
 HALF = (torch.bfloat16, torch.float16)
 # Bytes of the kernels and factors of the pictures that are worked on at a time.
@@ -27,7 +27,7 @@ def dpp_map(
     CDPruner (arXiv 2506.10967), with the cosines of tokens as `S`: each pick has the largest part that the picked ones
     do not span. A pick adds one row to a Cholesky factor (Chen et al., NeurIPS 2018, algorithm 1), `O(picks tokens)`
     after the kernel's `O(tokens^2 dim)`. In float64, and compared in float32, so that rounding does not choose between
-    equal tokens; on CUDA the cosines of half-precision tokens are summed in float32.
+    equal tokens; the cosines of half-precision tokens are summed in float32 (on the CPU, of 192 or more).
 
     Differs from the paper's code where the picked tokens span all others, as they do beyond the width of the tokens:
     there the rest of the budget goes to the highest relevance, where the code takes roots of negative numbers. A token
@@ -67,18 +67,12 @@ def _pick(
     tokens: torch.Tensor, relevance: torch.Tensor, keep: int, floor: float, present: torch.Tensor | None
 ) -> torch.Tensor:
     if not use_kernels(tokens):
-        return _pick_one_by_one(_cosines(tokens), relevance.double(), keep, floor, present)
+        return _pick_one_by_one(cosine_gram(tokens), relevance.double(), keep, floor, present)
     from vtprune.kernels.dpp import greedy_picks
     from vtprune.kernels.gram import cosine_matrix
 
-    cosines = cosine_matrix(tokens) if tokens.dtype in HALF else _cosines(tokens)
+    cosines = cosine_matrix(tokens) if tokens.dtype in HALF else cosine_gram(tokens)
     return greedy_picks(cosines, relevance, keep, floor, present)
-
-
-def _cosines(tokens: torch.Tensor) -> torch.Tensor:
-    """In float64, which also keeps autocast from carrying out the product in half precision."""
-    unit = normalize(tokens.double(), dim=-1)
-    return unit @ unit.mT
 
 
 def _pick_one_by_one(
@@ -89,19 +83,20 @@ def _pick_one_by_one(
     least = left * floor
     if present is not None:
         left = left.masked_fill(~present, -torch.inf)
-    factor = cosines.new_zeros((batch, keep, count))
+    lines, first = cosines.flatten(0, 1), count * torch.arange(batch, device=cosines.device).unsqueeze(1)
+    factor = relevance.new_zeros((batch, keep, count))
     picks, gains = [], []
     for step in range(keep):
         # A picked token spans itself, and a comparison with NaN is false: neither can be picked from here on.
         left = torch.where(left > least, left, -torch.inf)
         pick = left.float().argmax(dim=1, keepdim=True)
         gain = left.gather(1, pick)
-        column = pick.unsqueeze(-1)
-        row = relevance.gather(1, pick) * cosines.gather(1, column.expand(-1, -1, count)).squeeze(1) * relevance
         done = factor[:, :step]
-        row = (row - (done.gather(2, column.expand(-1, step, -1)).mT @ done).squeeze(1)) * gain.rsqrt()
+        spanned = done.gather(2, pick.unsqueeze(-1).expand(-1, step, -1)).mT @ done
+        row = relevance.gather(1, pick) * lines.index_select(0, (pick + first).squeeze(1)) * relevance
+        row = row.sub_(spanned.squeeze(1)).mul_(gain.rsqrt())
         factor[:, step] = row
-        left = left - row.square()
+        left = left.addcmul_(row, row, value=-1)
         picks.append(pick)
         gains.append(gain)
     return _fill_up(torch.cat(picks, dim=1), torch.cat(gains, dim=1) > 0, relevance, present)

@@ -17,7 +17,12 @@ def take(states: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         >>> take(torch.tensor([[[1.0], [2.0], [3.0]]]), torch.tensor([[2, 0]])).flatten().tolist()
         [3.0, 1.0]
     """
-    return states.gather(1, index.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+    batch, tokens, dim = states.shape
+    if states.device.type != "cpu":
+        return states.gather(1, index.unsqueeze(-1).expand(-1, -1, dim))
+    # Gathering goes value by value there; this copies whole rows.
+    first = tokens * torch.arange(batch).unsqueeze(1)
+    return states.flatten(0, 1).index_select(0, (index + first).flatten()).view(*index.shape, dim)
 
 
 def split_by(flags: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

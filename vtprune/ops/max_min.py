@@ -8,6 +8,7 @@ from torch.nn.functional import normalize
 from vtprune.kernels import use_kernels
 from vtprune.ops.checks import check_keep
 from vtprune.ops.gather import as_float
+from vtprune.ops.gram import gram
 
 # Where distances are from 0 to 2: below all of them, and in this order.
 _NO_NUMBER, _ABSENT = -1.0, -2.0
@@ -48,17 +49,18 @@ def max_min(tokens: torch.Tensor, keep: int, present: torch.Tensor | None = None
 def _picks(tokens: torch.Tensor, keep: int, present: torch.Tensor | None) -> torch.Tensor:
     cosine = _cosines(tokens)
     nearest = _before_any_pick(cosine, present)
-    pick = torch.where(nearest > 0, 1 - _closest_(cosine, nearest), nearest).argmax(dim=1, keepdim=True)
-    nearest.scatter_(1, pick, -torch.inf)
+    closest = _closest_(cosine, nearest)
+    distance = cosine.neg_().add_(1)
+    # A picked token is nearer to a pick than any other.
+    distance.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+    lines, first = distance.flatten(0, 1), distance.shape[1] * torch.arange(len(distance), device=distance.device)
+    pick = torch.where(nearest > 0, 1 - closest, nearest).argmax(dim=1)
     picks = [pick]
     for _ in range(keep - 1):
-        row = 1 - cosine.gather(1, pick.unsqueeze(-1).expand_as(cosine[:, :1])).squeeze(1)
-        # fmin keeps the -inf of a picked token even against NaN.
-        nearest = torch.fmin(nearest, row)
-        pick = nearest.argmax(dim=1, keepdim=True)
-        nearest.scatter_(1, pick, -torch.inf)
+        nearest = torch.minimum(nearest, lines.index_select(0, pick + first))
+        pick = nearest.argmax(dim=1)
         picks.append(pick)
-    return torch.cat(picks, dim=1)
+    return torch.stack(picks, dim=1)
 
 
 def _with_kernels(tokens: torch.Tensor, keep: int, present: torch.Tensor | None) -> torch.Tensor:
@@ -82,8 +84,7 @@ def _cosines(tokens: torch.Tensor) -> torch.Tensor:
     # Autocast would carry out the product in half precision even for float32 operands.
     with torch.autocast(tokens.device.type, enabled=False):
         unit = normalize(as_float(tokens), dim=-1)
-        cosine = unit @ unit.mT
-    return torch.maximum(cosine, cosine.mT)
+        return gram(unit)
 
 
 def _before_any_pick(cosine: torch.Tensor, present: torch.Tensor | None) -> torch.Tensor:
@@ -95,5 +96,6 @@ def _before_any_pick(cosine: torch.Tensor, present: torch.Tensor | None) -> torc
 
 def _closest_(cosine: torch.Tensor, nearest: torch.Tensor) -> torch.Tensor:
     """Highest cosine of each token to others that count, `(batch, tokens)`; takes all else out of the matrix."""
-    cosine.masked_fill_((nearest < 0).unsqueeze(1), -torch.inf).diagonal(dim1=1, dim2=2).fill_(-torch.inf)
-    return cosine.amax(dim=2)
+    limit = torch.where(nearest < 0, -torch.inf, torch.inf)
+    cosine.nan_to_num_(nan=-torch.inf).diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+    return torch.minimum(cosine, limit.unsqueeze(1), out=cosine).amax(dim=2)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from vtprune.ops.gather import as_float
 from vtprune.ops.rounded_cosine import rounded_cosine
+
+# What is no more rounds to 0 in float32.
+_LEAST = 2.0**-150
 
 
 @torch.no_grad()
@@ -32,14 +37,15 @@ def propagated_importance(
         >>> propagated_importance(torch.tensor([[[3.0, 0.0], [0.0, 1.0], [0.0, 1.0]]])).tolist()
         [[3.0, 0.5, 0.5]]
     """
-    cosine = rounded_cosine(features, features)
-    cosine.diagonal(dim1=1, dim2=2).fill_(1)
-    apart = cosine < threshold
-    walk = cosine.div_(temperature).masked_fill_(apart, -torch.inf).softmax(dim=-1)
-    edges = (walk.float() > 0).sum(dim=-1)
-    flow = features.double().norm(dim=-1).unsqueeze(1)
+    weight = rounded_cosine(features, features)
+    weight.diagonal(dim1=1, dim2=2).fill_(1)
+    # In place, because fresh memory for matrices takes longer than what is computed in it. No cosine is above 1.
+    torch.threshold_(weight, math.nextafter(threshold, -math.inf), -math.inf).sub_(1).div_(temperature).exp_()
+    total = weight.sum(dim=-1)
+    flow = features.double().norm(dim=-1)
     for _ in range(steps):
-        flow = flow @ walk
+        flow = ((flow / total).unsqueeze(1) @ weight).squeeze(1)
+    edges = weight.gt_(total.unsqueeze(-1) * _LEAST).sum(dim=-1)
     # The rounding of the result hides what the order of summation does to tokens that tie.
-    received: torch.Tensor = flow.squeeze(1) / edges
+    received: torch.Tensor = flow / edges
     return received.to(as_float(features).dtype)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import normalize
 
+from vtprune.ops.gram import gram
+
 _STEPS = 2.0**30
 
 
@@ -17,7 +19,7 @@ def rounded_cosine(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
     Args:
         first: `(batch, tokens, dim)`.
-        second: `(batch, others, dim)`.
+        second: `(batch, others, dim)`. If it is `first` itself, the result is exactly symmetric.
 
     Returns:
         `(batch, tokens, others)` float64.
@@ -26,5 +28,6 @@ def rounded_cosine(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         >>> rounded_cosine(torch.tensor([[[3.0, 4.0]]]), torch.tensor([[[4.0, 3.0], [0.0, 0.0]]])).round(decimals=6)
         tensor([[[0.9600, 0.0000]]], dtype=torch.float64)
     """
-    cosine = normalize(first.double(), dim=-1) @ normalize(second.double(), dim=-1).mT
+    unit = normalize(first.double(), dim=-1)
+    cosine = gram(unit) if second is first else unit @ normalize(second.double(), dim=-1).mT
     return cosine.mul_(_STEPS).round_().div_(_STEPS)

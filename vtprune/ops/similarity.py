@@ -6,6 +6,8 @@ import torch
 from torch.nn.functional import normalize
 
 from vtprune.kernels import use_kernels
+from vtprune.ops.gather import take
+from vtprune.ops.host import is_at_hand
 
 _EPSILON = 1e-6
 
@@ -88,6 +90,8 @@ def text_relevance(
                 gate_quantile=gate_quantile,
                 gate_factor=gate_factor,
             )
+    if is_at_hand(word_mask):
+        words, word_mask = _close_ranks(words, word_mask)
     visual = normalize(tokens.double(), dim=-1)
     textual = normalize(words.double().masked_fill(~word_mask.unsqueeze(-1), 0), dim=-1)
     # The published gate by word norms is measured after normalisation, so that it scales every word alike.
@@ -100,6 +104,13 @@ def text_relevance(
     sharpened = min_max((selected / token_temperature).softmax(dim=-1) ** sharpness)
     gated = torch.where(sharpened < quantile(sharpened, gate_quantile), sharpened * gate_factor, sharpened)
     return min_max(gated) * word_mask.any(dim=1, keepdim=True)
+
+
+def _close_ranks(words: torch.Tensor, word_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As many words as the longest prompt has, at least one."""
+    count = max(1, int(word_mask.sum(dim=1).max()))
+    order = word_mask.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, :count]
+    return take(words, order), word_mask.gather(1, order)
 
 
 def _cosines(tokens: torch.Tensor, words: torch.Tensor, word_mask: torch.Tensor) -> torch.Tensor:
