@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from functools import cache
 from typing import Any
@@ -169,7 +170,11 @@ class CountSyncs(TorchDispatchMode):
 @pytest.mark.parametrize("name", vtprune.list_pruners())
 @pytest.mark.parametrize("rows", [1, 3])
 @torch.no_grad()
-def test_prefill_never_waits_for_the_device(name: str, rows: int) -> None:
+def test_prefill_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch, name: str, rows: int) -> None:
+    # On the CPU the host may look, and operations take shorter ways: here it stands for a device.
+    for module in [module for key, module in sys.modules.items() if key.startswith("vtprune.")]:
+        if hasattr(module, "is_at_hand"):
+            monkeypatch.setattr(module, "is_at_hand", lambda tensor: False)
     llava: Any = model("llava")
     made = tiny.prompt([1] * rows)
 
