@@ -6,11 +6,11 @@ import torch
 
 from vtprune.kernels import use_kernels
 from vtprune.ops.checks import check_keep
-from vtprune.ops.gram import cosine_gram
 from vtprune.ops.host import is_at_hand
+from vtprune.ops.rounded_cosine import rounded_cosine_gram
 
-# In how many parts of one the cosines are rounded, and those that were summed in float32.
-_STEPS, _FLOAT32_STEPS = 1 << 30, 1 << 22
+# In how many parts of one the cosines are rounded.
+_STEPS = 1 << 30
 # Tokens whose rows are worked on at a time.
 _AT_ONCE = 256
 # Below the score of every token that is there, and above that of a picked one.
@@ -86,13 +86,13 @@ def _picks(
     picks = []
     for _ in range(keep):
         score = torch.minimum(gain + weight if add else gain * weight, limit)
-        if fill_by_saliency:
-            exhausted = score.amax(dim=1, keepdim=True) <= 0
-            score = torch.where(exhausted, torch.minimum(saliency, limit), score)
-        pick = score.argmax(dim=1, keepdim=True)
+        best, pick = score.max(dim=1, keepdim=True)
+        if fill_by_saliency and not (is_at_hand(best) and (best > 0).all()):
+            score = torch.where(best <= 0, torch.minimum(saliency, limit), score)
+            pick = score.argmax(dim=1, keepdim=True)
         limit.scatter_(1, pick, -torch.inf)
         more = torch.maximum(covered, lines.index_select(0, pick.squeeze(1) + first))
-        gain = gain - _taken_off(cosine, covered, more)
+        gain -= _taken_off(cosine, covered, more)
         covered = more
         picks.append(pick)
     return torch.cat(picks, dim=1)
@@ -148,7 +148,4 @@ def _with_kernels(
 
 
 def _cosines(features: torch.Tensor) -> torch.Tensor:
-    """In float32, and rounded as a kernel rounds them, where that is how they were summed."""
-    cosine = cosine_gram(features)
-    steps = _STEPS if cosine.dtype == torch.float64 else _FLOAT32_STEPS
-    return cosine.clamp_(-1, 1).mul_(steps).round_().div_(steps).nan_to_num_(nan=0.0)
+    return rounded_cosine_gram(features).nan_to_num_(nan=0.0)

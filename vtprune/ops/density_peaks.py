@@ -86,7 +86,7 @@ def _squared_distances(points: torch.Tensor) -> torch.Tensor:
         # Each pair once, and of one picture after another.
         count = points.shape[1]
         first, second = torch.triu_indices(count, count, offset=1)
-        squared = torch.zeros(len(points), count, count)
+        squared = torch.zeros(len(points), count, count, dtype=torch.float32)
         for square, picture in zip(squared, exact, strict=True):
             square[first, second] = square[second, first] = torch.pdist(picture).square().float()
         return squared

@@ -7,7 +7,7 @@ import math
 import torch
 
 from vtprune.ops.gather import as_float
-from vtprune.ops.rounded_cosine import rounded_cosine
+from vtprune.ops.rounded_cosine import rounded_cosine_gram
 
 # What is no more rounds to 0 in float32.
 _LEAST = 2.0**-150
@@ -37,9 +37,9 @@ def propagated_importance(
         >>> propagated_importance(torch.tensor([[[3.0, 0.0], [0.0, 1.0], [0.0, 1.0]]])).tolist()
         [[3.0, 0.5, 0.5]]
     """
-    weight = rounded_cosine(features, features)
+    weight = rounded_cosine_gram(features).double()
     weight.diagonal(dim1=1, dim2=2).fill_(1)
-    # In place, because fresh memory for matrices takes longer than what is computed in it. No cosine is above 1.
+    # In place: fresh memory for a matrix takes longer than what is computed in it. No cosine is above 1.
     torch.threshold_(weight, math.nextafter(threshold, -math.inf), -math.inf).sub_(1).div_(temperature).exp_()
     total = weight.sum(dim=-1)
     flow = features.double().norm(dim=-1)

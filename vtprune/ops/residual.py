@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch.nn.functional import normalize
 
 from vtprune.kernels import use_kernels
 from vtprune.ops.checks import check_keep
-from vtprune.ops.gram import cosine_gram
+from vtprune.ops.gram import gram
 
 
 @torch.no_grad()
@@ -16,8 +17,8 @@ def drop_redundant(features: torch.Tensor, keep: int, *, per_round: int = 8) -> 
     The rule of VisPruner (arXiv 2412.01818), used by FlashVLM (arXiv 2512.20561) too: members at even positions are
     compared with those at odd ones; the `per_round` even members with the highest cosine to any odd member go; the
     next list is the surviving even members by falling similarity, then the odd ones. All cosines are computed once, in
-    float64, of half precision in float32 (on the CPU, of 192 members or more): the split is positional, so that one
-    swapped near-tie changes many later choices. Unlike the official code an odd number of members is allowed.
+    float64 (by kernels, of half precision, in float32): the split is positional, so that one swapped near-tie changes
+    many later choices. Unlike the official code an odd number of members is allowed.
 
     Args:
         features: Members in ranked order, `(batch, members, dim)`.
@@ -41,7 +42,7 @@ def drop_redundant(features: torch.Tensor, keep: int, *, per_round: int = 8) -> 
     if use_kernels(features):
         return _with_kernels(features, keep, per_round)
     order = torch.arange(members, device=features.device).expand(batch, -1)
-    cosine = cosine_gram(features)
+    cosine = _cosines(features)
     lines, first = cosine.flatten(0, 1), members * torch.arange(batch, device=cosine.device).unsqueeze(1)
     while order.shape[1] > keep:
         even, odd = order[:, 0::2], order[:, 1::2]
@@ -61,5 +62,9 @@ def _with_kernels(features: torch.Tensor, keep: int, per_round: int) -> torch.Te
     half = features.element_size() == 2
     at_once = pictures_at_once(features.shape[1], 4 if half else 8)
     parts = (features[first : first + at_once] for first in range(0, len(features), at_once))
-    thinned = [thin(cosine_matrix(part) if half else cosine_gram(part), keep, per_round) for part in parts]
+    thinned = [thin(cosine_matrix(part) if half else _cosines(part), keep, per_round) for part in parts]
     return thinned[0] if len(thinned) == 1 else torch.cat(thinned)
+
+
+def _cosines(features: torch.Tensor) -> torch.Tensor:
+    return gram(normalize(features.double(), dim=-1))
