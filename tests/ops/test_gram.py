@@ -7,7 +7,7 @@ import torch
 from awkward import assert_unchanged_by_autocast, tokens_of
 from torch.nn.functional import normalize
 
-from vtprune.ops.coverage import _cosines, _taken_off
+from vtprune.ops.coverage import _add_between_, _cosines
 from vtprune.ops.gram import cosine_gram, gram
 from vtprune.ops.rounded_cosine import rounded_cosine_gram
 
@@ -59,10 +59,14 @@ def test_autocast_does_not_lower_the_precision() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_coverage_is_taken_off_as_all_rows_would_tell(dtype: torch.dtype) -> None:
+def test_coverage_is_added_up_as_all_rows_would_tell(dtype: torch.dtype) -> None:
     cosine = _cosines(torch.randn(2, 300, 16).to(dtype))
     before = cosine[:, 0].clamp_min(0)
     after = torch.maximum(before, cosine[:, 1])
     whole = [torch.maximum(cosine, covered.unsqueeze(1)) - covered.unsqueeze(1) for covered in (before, after)]
     expected = (whole[0].double() - whole[1].double()).sum(dim=2)
-    assert torch.equal(_taken_off(cosine, before, after), expected)
+    gain = torch.zeros_like(expected)
+    _add_between_(gain, cosine, before, after, 1)
+    assert torch.equal(gain, expected)
+    _add_between_(gain, cosine, before, after, -1)
+    assert not gain.any()

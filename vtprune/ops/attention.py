@@ -11,6 +11,8 @@ from vtprune.ops.host import is_at_hand
 
 # Query rows whose attention is held at once where no kernel sums it up.
 _ROWS = 128
+# Keys that a product of matrices takes at a time, or a multiple.
+_TILE = 64
 
 
 @dataclass(frozen=True)
@@ -249,14 +251,15 @@ def _attention_of(rows: QueryRows, start: int, stop: int) -> torch.Tensor:
 
 
 def _bounds(ends: torch.Tensor, count: int, present: torch.Tensor | None) -> tuple[int, int]:
-    """How many of `count` keys any row sees that sees those up to its end, and how many all rows see."""
+    """How many of `count` keys are to be looked at for rows that see those up to their ends; how many all rows see."""
     if not is_at_hand(ends) or not ends.numel():
         return count, 0
     lowest, highest = (int(end) for end in ends.aminmax())
     # Of a row that sees nothing all keys count alike.
     if present is not None and not (present.shape[1] > highest and present[:, : highest + 1].all()):
         return count, 0
-    return min(count, highest + 1), min(count, lowest + 1)
+    # Whole tiles, so that no row's sums depend on what the others see.
+    return min(count, -(-(highest + 1) // _TILE) * _TILE), min(count, lowest + 1)
 
 
 def _at(states: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:

@@ -82,7 +82,8 @@ def _picks(
         covered.masked_fill_(~present, 1)
         limit.masked_fill_(~present, _ABSENT)
     # Sums are exact, so that what is taken off later leaves no trace.
-    gain = _taken_off(cosine, covered, torch.ones_like(covered))
+    gain = torch.zeros_like(saliency)
+    _add_between_(gain, cosine, covered, torch.ones_like(covered), 1)
     picks = []
     for _ in range(keep):
         score = torch.minimum(gain + weight if add else gain * weight, limit)
@@ -92,26 +93,27 @@ def _picks(
             pick = score.argmax(dim=1, keepdim=True)
         limit.scatter_(1, pick, -torch.inf)
         more = torch.maximum(covered, lines.index_select(0, pick.squeeze(1) + first))
-        gain -= _taken_off(cosine, covered, more)
+        _add_between_(gain, cosine, covered, more, -1)
         covered = more
         picks.append(pick)
     return torch.cat(picks, dim=1)
 
 
-def _taken_off(cosine: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """What the gain of each candidate falls by when tokens come to be covered better, `(batch, tokens)` float64."""
+def _add_between_(
+    gain: torch.Tensor, cosine: torch.Tensor, before: torch.Tensor, after: torch.Tensor, sign: int
+) -> None:
+    """Adds to `gain` what each candidate covers of all tokens between two coverages of these, or takes it off."""
     if not is_at_hand(cosine):
         floor = before.unsqueeze(1)
-        return (cosine.clamp(floor, after.unsqueeze(1)) - floor).sum(dim=2, dtype=torch.float64)
+        gain += sign * (cosine.clamp(floor, after.unsqueeze(1)) - floor).sum(dim=2, dtype=torch.float64)
+        return
     # A pick covers few tokens better.
     better = (after > before).flatten().nonzero().squeeze(1)
-    off = torch.zeros_like(before, dtype=torch.float64)
     for tokens in better.split(_AT_ONCE):
-        floor, ceiling = (covered.flatten()[tokens].unsqueeze(1) for covered in (before, after))
+        floor, ceiling = (covered.flatten().index_select(0, tokens).unsqueeze(1) for covered in (before, after))
         part = cosine.flatten(0, 1).index_select(0, tokens)
         torch.minimum(torch.maximum(part, floor, out=part), ceiling, out=part)
-        off.index_add_(0, tokens // before.shape[1], part.sub_(floor).double())
-    return off
+        gain.index_add_(0, tokens // before.shape[1], part.sub_(floor).double(), alpha=sign)
 
 
 def _with_kernels(
