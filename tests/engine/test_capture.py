@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
 
-from vtprune.engine.capture import HostConstants, Watch
+from vtprune.engine.capture import HostConstants, Pool, Recorded, Watch
 
 POINTS = torch.empty(4, 2, device="meta")
 FLAGS = torch.empty(4, dtype=torch.bool, device="meta")
@@ -62,3 +64,29 @@ def test_numbers_are_brought_to_the_device_once() -> None:
         # Other numbers are no constants, and are left to fail.
         with pytest.raises(RuntimeError, match="makes the host wait"):
             POINTS[0].clone().copy_(torch.tensor([3.0, 4.0]))
+
+
+def test_nothing_is_collected_from_before_a_capture_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recording that is freed while another one captures breaks that one."""
+    was_on = []
+
+    @contextmanager
+    def capture(*_: object, **__: object) -> Iterator[None]:
+        was_on.append(gc.isenabled())
+        yield
+        was_on.append(gc.isenabled())
+
+    class Stream:
+        def wait_stream(self, other: object) -> None: ...
+
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda size, device: zeros(size))
+    Recorded(lambda: None, Pool())
+    assert was_on == [False] * 4
+    assert gc.isenabled()

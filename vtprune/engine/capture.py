@@ -39,7 +39,11 @@ class Pool:
         self.handle = torch.cuda.graph_pool_handle()
         # A pool whose recordings have all gone cannot be recorded into again: this one stays.
         self._stays = torch.cuda.CUDAGraph()
-        with torch.inference_mode(False), torch.cuda.graph(self._stays, self.handle, capture_error_mode=_MODE):
+        with (
+            _uncollected(),
+            torch.inference_mode(False),
+            torch.cuda.graph(self._stays, self.handle, capture_error_mode=_MODE),
+        ):
             torch.zeros(1, device="cuda")
 
 
@@ -70,7 +74,7 @@ class Recorded(Generic[T]):
             self._graph = torch.cuda.CUDAGraph()
             constants.are_kept = True
             watch = Watch()
-            with torch.cuda.graph(self._graph, pool.handle, capture_error_mode=_MODE), _uncollected(), watch, constants:
+            with _uncollected(), torch.cuda.graph(self._graph, pool.handle, capture_error_mode=_MODE), watch, constants:
                 self.result = work()
             # What the recorded kernels read from lives as long as they, even if a cache of constants lets it go.
             self._read = watch.read, constants
