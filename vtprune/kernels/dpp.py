@@ -16,6 +16,8 @@ from vtprune.kernels.grid import grid_barrier, programs_at_once, together
 # Tokens of a program, where the picture is not small enough for one program alone.
 _BLOCK = 64
 _ONE_PROGRAM = 256
+# Few warps hold much each, and so meet less in sums over a tile's rows.
+_WARPS = 4
 # A key holds a float32 above and a token, all bits turned, below: the greatest has the lowest index of equal ones.
 _LAST = tl.constexpr(0x7FFFFFFF)
 
@@ -197,10 +199,10 @@ def greedy_picks(
             f"{block} tokens, or each pick its own launch"
         )
     pictures = max(1, at_once // programs) if one_launch else batch
-    steps, warps = _tile(block, keep)
+    steps = _steps(block, keep)
     cosines = cosines.contiguous()
     weighed = relevance if present is None else present
-    options = {"FLOOR": floor, "HAS_PRESENT": present is not None, "BLOCK": block, "STEPS": steps, "num_warps": warps}
+    options = {"FLOOR": floor, "HAS_PRESENT": present is not None, "BLOCK": block, "STEPS": steps, "num_warps": _WARPS}
     # Behind the keys of each picture stands the counter of its barrier.
     keys = cosines.new_zeros((batch, keep + 1), dtype=torch.int64)
     picks = cosines.new_empty((batch, keep), dtype=torch.int64)
@@ -236,7 +238,6 @@ def _block(count: int, at_once: int) -> int:
     return block
 
 
-def _tile(block: int, keep: int) -> tuple[int, int]:
-    """Steps of the factor that a program reads at a time, and its warps: enough loads under way to hide the wait."""
-    steps = max(16, min(int(triton.next_power_of_2(keep)), 128, 8192 // block))
-    return steps, max(4, min(16, block * steps // 512))
+def _steps(block: int, keep: int) -> int:
+    """Steps of the factor that a program reads at a time: enough loads under way to hide the wait."""
+    return max(16, min(int(triton.next_power_of_2(keep)), 128, 8192 // block))
