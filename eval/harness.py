@@ -25,7 +25,8 @@ from loguru import logger
 from tqdm import tqdm
 
 from vtprune.eval.grid import EVERYTHING, Cell
-from vtprune.eval.lmms import MODEL_ID, VtpruneModel
+from vtprune.eval.lmms import VtpruneModel
+from vtprune.eval.lmms_manifests import MODEL_ID
 from vtprune.eval.statistics import mean_and_error
 from vtprune.eval.store import DONE, Record
 from vtprune.registry import make_pruner

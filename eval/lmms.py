@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -18,7 +18,6 @@ import torch
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
-from lmms_eval.models.registry_v2 import ModelManifest
 from lmms_eval.protocol import ChatMessages
 
 import vtprune
@@ -28,17 +27,10 @@ from vtprune.eval.models import EMBEDDED, LoadedModel, load
 from vtprune.pruner import Pruner, Signal
 from vtprune.reporting import Report
 
-MODEL_ID = "vtprune"
-
 _MAX_NEW_TOKENS = 1024
 _ENCODER_STATES = {Signal.ENCODER_ATTENTION, Signal.ENCODER_KEYS}
 _WHOLE_ENCODER = {Signal.ENCODER_LAYERS, Signal.PIXELS}
 _VISUAL_INPUTS = {"pixel_values", "pixel_values_videos"}
-
-
-def manifests() -> ModelManifest:
-    """What the entry point tells lmms-eval."""
-    return ModelManifest(model_id=MODEL_ID, chat_class_path=f"{__name__}.VtpruneModel")
 
 
 @dataclass
@@ -122,13 +114,8 @@ class VtpruneModel(lmms):  # type: ignore[misc]
         **options: Any,
     ) -> None:
         super().__init__()
-        self.batch_size = _positive(batch_size)
-        if (pruner is None) != (budget is None):
-            raise ValueError(f"pruner and budget go together, got pruner={pruner!r} and budget={budget!r}")
-        if pruner is None and options:
-            raise TypeError(f"unknown arguments {', '.join(sorted(options))}; hyper-parameters need a pruner")
-        method = None if pruner is None else vtprune.make_pruner(pruner, **options)
-        allowance = None if budget is None else _budget(budget, budget_kind, budget_per)
+        self.batch_size = positive(batch_size)
+        method, allowance = parse_pruning(pruner, budget, budget_kind, budget_per, options)
         if isinstance(pretrained, str):
             pretrained = load(
                 pretrained,
@@ -213,7 +200,7 @@ class VtpruneModel(lmms):  # type: ignore[misc]
         """
         answers: list[GenerationResult | None] = [None] * len(requests)
         before = self.tally.generated, self.tally.seconds
-        for numbers in _batches([request.args[2] for request in requests], self.batch_size):
+        for numbers in self.batches(requests):
             batch = self._answer([requests[number].args for number in numbers])
             for number, answer in zip(numbers, batch, strict=True):
                 answers[number] = answer
@@ -222,6 +209,15 @@ class VtpruneModel(lmms):  # type: ignore[misc]
         tokens, seconds = self.tally.generated - before[0], self.tally.seconds - before[1]
         log_metrics(total_gen_tokens=tokens, total_elapsed_time=seconds, avg_speed=tokens / seconds if seconds else 0)
         return [answer for answer in answers if answer is not None]
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether a method is at work."""
+        return self._pruned
+
+    def batches(self, requests: Sequence[Instance]) -> Iterator[list[int]]:
+        """Numbers of the requests that are answered together."""
+        return _batches([request.args[2] for request in requests], self.batch_size)
 
     def _memo_for(self, key: Hashable) -> AbstractContextManager[None]:
         if self._sees_whole_encoder:
@@ -296,7 +292,12 @@ class VtpruneModel(lmms):  # type: ignore[misc]
         return set() if end is None else {end} if isinstance(end, int) else set(end)
 
 
-def _positive(batch_size: int | str) -> int:
+def positive(batch_size: int | str) -> int:
+    """Reads a batch size.
+
+    Raises:
+        ValueError: It is no whole number of at least 1.
+    """
     try:
         size = int(batch_size)
     except ValueError:
@@ -304,6 +305,28 @@ def _positive(batch_size: int | str) -> int:
     if size < 1:
         raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
     return size
+
+
+def parse_pruning(
+    pruner: str | Pruner | None,
+    budget: int | float | str | Budget | None,
+    kind: str | None,
+    per: str,
+    options: Mapping[str, Any],
+) -> tuple[Pruner | None, Budget | None]:
+    """Reads the pruning arguments of lmms-eval's `--model_args`; both results are `None` for the model as it is.
+
+    Raises:
+        ValueError: A method without a budget or the other way round, or a value out of range.
+        TypeError: Hyper-parameters that the method does not have, or without a method.
+    """
+    if (pruner is None) != (budget is None):
+        raise ValueError(f"pruner and budget go together, got pruner={pruner!r} and budget={budget!r}")
+    if pruner is None or budget is None:
+        if options:
+            raise TypeError(f"unknown arguments {', '.join(sorted(options))}; hyper-parameters need a pruner")
+        return None, None
+    return vtprune.make_pruner(pruner, **options), _budget(budget, kind, per)
 
 
 def _budget(value: int | float | str | Budget, kind: str | None, per: str) -> Budget:

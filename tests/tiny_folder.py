@@ -1,4 +1,4 @@
-"""A tiny random LLaVA with its processor in a folder, and a task with questions about drawn scenes beside it."""
+"""Tiny random models with their processors in folders, and a task with questions about drawn scenes beside it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
 )
 
 from vtprune.eval.embedded.scenes import questions, sample_scene
@@ -30,6 +36,29 @@ _TEMPLATE = (
     "{% if part['type'] == 'image' %} <image>{% else %} {{ part['text'] }}{% endif %}"
     "{% endfor %}{% endfor %} :"
 )
+
+_QWEN_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %} <|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %} {{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}{% endfor %} <|im_start|>"
+)
+
+_SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
+
+WORDS = tuple("what color is the there a how many where which number word written yes no . ? top left".split())
+
+TEXT_SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 
 _YAML = """\
 task: {task}
@@ -53,45 +82,43 @@ def tiny_model() -> LlavaForConditionalGeneration:
     vision = CLIPVisionConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, image_size=48, patch_size=8
     )
-    text = LlamaConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=IMAGE + 1,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
+    text = LlamaConfig(**TEXT_SIZES, vocab_size=IMAGE + 1)
     torch.manual_seed(0)
     model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE))
+    _sharpen(model)
+    return model
+
+
+def _sharpen(model: PreTrainedModel) -> None:
+    """Larger weights, so that answers depend on the picture; for use, not for training."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.dim() > 1 and "embed" not in name:
                 weight.mul_(3)
     model.eval()
-    return model
+
+
+def _tokenizer(vocabulary: dict[str, int], marks: list[str], end: str = "</s>") -> PreTrainedTokenizerFast:
+    """Word by word."""
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token=end,
+        unk_token="<unk>",
+        additional_special_tokens=marks,
+        # The wrong side on purpose: generation needs the left one.
+        padding_side="right",
+    )
 
 
 def save_tiny_model(folder: Path) -> Path:
     """Writes the model and a word-level processor."""
-    words = "what color is the there a how many where which number word written yes no . ? top left".split()
-    special = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "<image>": IMAGE}
-    vocabulary = special | {word: 4 + number for number, word in enumerate(words)}
-    vocabulary |= {f"w{number}": number for number in range(4 + len(words), IMAGE)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        additional_special_tokens=["<image>"],
-        # The wrong side on purpose: generation needs the left one.
-        padding_side="right",
-    )
+    vocabulary = {word: number for number, word in enumerate([*_SPECIAL, *WORDS])}
+    vocabulary |= {f"w{number}": number for number in range(len(vocabulary), IMAGE)} | {"<image>": IMAGE}
+    fast = _tokenizer(vocabulary, ["<image>"])
     pictures = CLIPImageProcessor(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48})
     processor = LlavaProcessor(
         pictures,
@@ -125,4 +152,37 @@ def save_questions(folder: Path, count: int) -> Path:
         )
     (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / f"{TASK}.yaml").write_text(_YAML.format(task=TASK))
+    return folder
+
+
+def save_tiny_qwen(folder: Path) -> Path:
+    """Writes a tiny Qwen2.5-VL with patches as large as the real one's, and its processor."""
+    marks = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<|im_start|>", "<|im_end|>"]
+    words = [*_SPECIAL, *WORDS]
+    words += [f"w{number}" for number in range(IMAGE - len(words))] + marks
+    vocabulary = {word: number for number, word in enumerate(words)}
+    fast = _tokenizer(vocabulary, marks, end="<|im_end|>")
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+    text = TEXT_SIZES | {"vocab_size": len(words), "rope_parameters": rope, "eos_token_id": vocabulary["<|im_end|>"]}
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 2,
+        "out_hidden_size": 64,
+        "fullatt_block_indexes": [1],
+    }
+    ids = {
+        name: vocabulary[word]
+        for name, word in zip(
+            ["vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id"], marks, strict=False
+        )
+    }
+    torch.manual_seed(0)
+    model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids))
+    _sharpen(model)
+    pictures = Qwen2VLImageProcessor(patch_size=14)
+    processor = Qwen2_5_VLProcessor(pictures, fast, Qwen2VLVideoProcessor(patch_size=14), chat_template=_QWEN_TEMPLATE)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
     return folder

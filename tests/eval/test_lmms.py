@@ -18,7 +18,8 @@ from PIL import Image
 import vtprune
 from vtprune.budget import Budget
 from vtprune.eval.harness import TaskBook, quiet
-from vtprune.eval.lmms import MODEL_ID, VtpruneModel, manifests
+from vtprune.eval.lmms import VtpruneModel
+from vtprune.eval.lmms_manifests import MODEL_ID, manifests
 from vtprune.eval.models import LoadedModel, load
 from vtprune.pruner import Signal
 from vtprune.registry import make_pruner
@@ -153,7 +154,8 @@ def test_model_outlives_the_evaluation(lm: VtpruneModel, tiny: ModuleType, tiny_
 
 def test_lmms_eval_finds_the_class_by_its_id(tiny: ModuleType, tiny_folder: Path, tiny_tasks: Path) -> None:
     """As `lmms-eval --model vtprune --model_args ...` does."""
-    MODEL_REGISTRY_V2.register_manifest(manifests(), overwrite=True)
+    for manifest in manifests():
+        MODEL_REGISTRY_V2.register_manifest(manifest, overwrite=True)
     tasks = TaskBook([tiny_tasks])
     with quiet():
         output = simple_evaluate(
