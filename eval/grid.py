@@ -23,8 +23,12 @@ EVERYTHING = Budget(ratio=1.0)
 
 Positions = Literal["keep", "pack"]
 
+BASELINES = ("random", "stride", "pool", "downsample")
+"""What every table shows first: methods that a pruner must beat to be worth its trouble."""
+
 DEFAULT_PRUNERS = (
-    *("random", "stride", "pool", "m3"),
+    *BASELINES,
+    "m3",
     *("divprune", "visionzip", "cdpruner", "flashvlm", "fastv", "sparsevlm", "pyramiddrop"),
 )
 """What a sweep measures unless told otherwise: baselines, and the methods that papers compare with most."""
@@ -135,6 +139,21 @@ def split_words(words: Iterable[str]) -> list[str]:
     """
     parts = (part.strip() for word in words for part in _OUTER_COMMA.split(word))
     return list(dict.fromkeys(part for part in parts if part))
+
+
+def draws(method: Pruner) -> bool:
+    """Whether a method takes a seed: one result of it says little.
+
+    Example:
+        >>> draws(make_pruner("random")), draws(make_pruner("divprune"))
+        (True, False)
+    """
+    return any(field.name == "seed" for field in dataclasses.fields(method))
+
+
+def with_seed(method: Pruner, seed: int) -> Pruner:
+    """The same method drawing otherwise."""
+    return make_pruner(method.name, **{**method.config(), "seed": seed})
 
 
 def parse_pruner(text: str, *, seed: int = 0) -> Pruner:

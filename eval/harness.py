@@ -10,7 +10,6 @@ import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,14 +24,16 @@ from loguru import logger
 from tqdm import tqdm
 
 from vtprune.eval.grid import EVERYTHING, Cell
-from vtprune.eval.lmms import VtpruneModel
+from vtprune.eval.lmms import Tally, VtpruneModel
 from vtprune.eval.lmms_manifests import MODEL_ID
+from vtprune.eval.profile import machine, now
 from vtprune.eval.statistics import mean_and_error
 from vtprune.eval.store import DONE, Record
 from vtprune.registry import make_pruner
 
 TASK_FOLDER = Path(__file__).parent / "tasks"
 
+_PICTURE_KEYS = ("picture", "picture_id", "image_id", "imageId", "image_name", "video_id", "videoID")
 _NO_METRICS = ("alias", "samples", "sample_len")
 
 
@@ -134,8 +135,17 @@ def question_count(task: Any, limit: int | None) -> int:
     return count if limit is None else min(limit, count)
 
 
-def evaluate(cell: Cell, lm: VtpruneModel, tasks: TaskBook) -> tuple[Record, list[Record]]:
-    """Measures one cell; returns its record and one line a question."""
+def evaluate(cell: Cell, lm: VtpruneModel, tasks: TaskBook, *, prefill_repeats: int = 0) -> tuple[Record, list[Record]]:
+    """Measures one cell; returns its record and one line a question.
+
+    Under `accelerate launch` each process answers its part, and all but the first return nothing.
+
+    Args:
+        cell: What to measure.
+        lm: The model.
+        tasks: Where the task is found.
+        prefill_repeats: Timed runs of a batch to its first token, when all is answered.
+    """
     start = time.perf_counter()
     # The full model takes the same way as the pruned ones, with a budget that keeps everything.
     lm.prune(cell.method or make_pruner("stride"), cell.budget, cell.positions)
@@ -153,13 +163,16 @@ def evaluate(cell: Cell, lm: VtpruneModel, tasks: TaskBook) -> tuple[Record, lis
             fewshot_random_seed=cell.seed,
             process_docs_parallel=1,
         )
+    tally = lm.shared_tally()
+    prefill = lm.time_prefill(prefill_repeats) if prefill_repeats else None
+    if output is None:
+        return {}, []
     metrics = read_metrics(output["results"][cell.task])
     names = [entry["metric"] for entry in output["configs"][cell.task].get("metric_list") or []]
     main = next((name for name in names if name in metrics), next(iter(metrics), None))
     if main is None:
         raise RuntimeError(f"task {cell.task} gave no metric")
-    samples = [_sample(sample, metrics) for sample in output["samples"][cell.task]]
-    tally = lm.tally
+    samples = [_sample(sample, metrics, tally) for sample in output["samples"][cell.task]]
     record = {
         "key": cell.key,
         "status": DONE,
@@ -178,14 +191,23 @@ def evaluate(cell: Cell, lm: VtpruneModel, tasks: TaskBook) -> tuple[Record, lis
         "prefill_flops": tally.prefill_flops / max(1, tally.prompts),
         "kv_bytes": tally.kv_bytes / max(1, tally.prompts),
         "generated_tokens": tally.generated,
+        "prefill_seconds": None if prefill is None else prefill.seconds,
+        "prefill_batch": None if prefill is None else prefill.batch,
         "seconds": time.perf_counter() - start,
         "generate_seconds": tally.seconds,
         "batch_size": lm.batch_size,
         "device": str(lm.device),
         "versions": versions(),
+        **_circumstances(lm),
         "time": now(),
     }
     return record, samples
+
+
+def _circumstances(lm: VtpruneModel) -> Record:
+    """Where the record comes from."""
+    found = machine(lm.device)
+    return {"machine": found["device"], "threads": found["threads"], "command": found["command"]}
 
 
 def read_metrics(results: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
@@ -213,7 +235,7 @@ def by_kind(samples: Sequence[Record], metric: str) -> dict[str, dict[str, float
     return kinds
 
 
-def _sample(sample: Mapping[str, Any], metrics: Mapping[str, Any]) -> Record:
+def _sample(sample: Mapping[str, Any], metrics: Mapping[str, Any], tally: Tally) -> Record:
     doc = sample["doc"]
     answers = sample["filtered_resps"]
     return {
@@ -224,7 +246,18 @@ def _sample(sample: Mapping[str, Any], metrics: Mapping[str, Any]) -> Record:
         "answer": answers[0] if len(answers) == 1 else answers,
         "scores": {name: score for name in metrics if (score := _number(sample.get(name))) is not None},
         "tokens": (sample.get("token_counts") or [None])[0],
+        "picture": _picture(doc),
+        **tally.kept_by_question.get(int(sample["doc_id"]), {}),
     }
+
+
+def _picture(doc: Mapping[str, Any]) -> str | None:
+    """What is equal for questions about the same picture, as far as the task's data tell."""
+    for name in _PICTURE_KEYS:
+        if isinstance(value := doc.get(name), str | int):
+            return str(value)
+    drawn = doc.get("scene") or doc.get("scenes")
+    return hashlib.sha256(str(drawn).encode()).hexdigest()[:12] if drawn else None
 
 
 def _number(value: Any) -> float | None:
@@ -245,8 +278,3 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
     }
-
-
-def now() -> str:
-    """The time in UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

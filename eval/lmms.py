@@ -8,24 +8,32 @@ score it as a wrong answer.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
+from accelerate import Accelerator
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from lmms_eval.protocol import ChatMessages
+from torch.distributed import all_gather_object
 
 import vtprune
 from vtprune.budget import Budget
 from vtprune.eval.memo import EncoderMemo
 from vtprune.eval.models import EMBEDDED, LoadedModel, load
+from vtprune.eval.timing import time_one
+from vtprune.layout import ImageLayout
 from vtprune.pruner import Pruner, Signal
 from vtprune.reporting import Report
+
+PREFILL_BATCH = 8
+"""Questions whose time to the first token is measured together, at most."""
 
 _MAX_NEW_TOKENS = 1024
 _ENCODER_STATES = {Signal.ENCODER_ATTENTION, Signal.ENCODER_KEYS}
@@ -33,9 +41,27 @@ _WHOLE_ENCODER = {Signal.ENCODER_LAYERS, Signal.PIXELS}
 _VISUAL_INPUTS = {"pixel_values", "pixel_values_videos"}
 
 
+@dataclass(frozen=True)
+class Prefill:
+    """How long a batch takes to its first token, the pictures' encoding and the selection included.
+
+    Args:
+        seconds: For each prompt, the median of several runs.
+        batch: Prompts together.
+    """
+
+    seconds: float
+    batch: int
+
+
 @dataclass
 class Tally:
-    """What the prompts of one or more batches cost, summed up."""
+    """What the prompts of one or more batches cost, summed up.
+
+    `kept_by_question` holds for each document's number the tokens of its pictures that are left in the end (`None`
+    where all are; a merged token is that which stands for its group) and rows and columns of the pictures' tokens
+    (`None` where they are no one rectangle).
+    """
 
     prompts: int = 0
     images: int = 0
@@ -47,9 +73,12 @@ class Tally:
     generated: int = 0
     seconds: float = 0.0
     positions: str | None = None
+    kept_by_question: dict[int, dict[str, Any]] = field(default_factory=dict)
 
-    def add(self, report: Report, generated: int, seconds: float) -> None:
-        """Counts one batch."""
+    def add(self, report: Report, generated: int, seconds: float, questions: Sequence[int] = ()) -> None:
+        """Counts one batch; `questions` are the documents that its rows ask about."""
+        for row, number in enumerate(questions):
+            self.kept_by_question[number] = _kept(report, row)
         self.prompts += report.batch
         self.images += report.images
         self.tokens += report.visual_tokens
@@ -60,6 +89,30 @@ class Tally:
         self.generated += generated
         self.seconds += seconds
         self.positions = report.positions
+
+    def merge(self, other: Tally) -> None:
+        """Counts what another process did."""
+        for name in ("prompts", "images", "tokens", "kept", "average", "prefill_flops", "kv_bytes", "generated"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        # They work at the same time.
+        self.seconds = max(self.seconds, other.seconds)
+        self.positions = self.positions or other.positions
+        self.kept_by_question |= other.kept_by_question
+
+
+def _kept(report: Report, row: int) -> dict[str, Any]:
+    layouts = report.layouts[row]
+    left = report.stages[-1].images[row] if report.stages else [None] * len(layouts)
+    return {
+        "kept": [None if tokens is None else tokens.tolist() for tokens in left],
+        "grid": [_rectangle(layout) for layout in layouts],
+    }
+
+
+def _rectangle(layout: ImageLayout) -> list[int] | None:
+    if len(layout.segments) != 1 or layout.segments[0].newline:
+        return None
+    return [layout.segments[0].height, layout.segments[0].width]
 
 
 def visible_tokens(report: Report, row: int) -> float:
@@ -116,6 +169,11 @@ class VtpruneModel(lmms):  # type: ignore[misc]
         super().__init__()
         self.batch_size = positive(batch_size)
         method, allowance = parse_pruning(pruner, budget, budget_kind, budget_per, options)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            # Started by `accelerate launch`: lmms-eval gives each process its part of the questions.
+            self.accelerator = Accelerator(cpu=device == "cpu")
+            device = device or str(self.accelerator.device)
+            self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         if isinstance(pretrained, str):
             pretrained = load(
                 pretrained,
@@ -131,6 +189,7 @@ class VtpruneModel(lmms):  # type: ignore[misc]
         self.system_prompt = self._resolve_system_prompt(system_prompt) if system_prompt else None
         self.on_batch = on_batch
         self.tally = Tally()
+        self._first: list[tuple[Any, ...]] = []
         self.memo = EncoderMemo(self.model, limit=0)
         self._inputs: dict[tuple[Any, ...], Any] = {}
         self._inputs_limit = 0
@@ -200,15 +259,62 @@ class VtpruneModel(lmms):  # type: ignore[misc]
         """
         answers: list[GenerationResult | None] = [None] * len(requests)
         before = self.tally.generated, self.tally.seconds
-        for numbers in self.batches(requests):
-            batch = self._answer([requests[number].args for number in numbers])
-            for number, answer in zip(numbers, batch, strict=True):
-                answers[number] = answer
-            if self.on_batch is not None:
-                self.on_batch(len(numbers))
+        self._first = [request.args for request in requests[:PREFILL_BATCH]]
+        with self._failing_together():
+            for numbers in self.batches(requests):
+                batch = self._answer([requests[number].args for number in numbers])
+                for number, answer in zip(numbers, batch, strict=True):
+                    answers[number] = answer
+                if self.on_batch is not None:
+                    self.on_batch(len(numbers))
         tokens, seconds = self.tally.generated - before[0], self.tally.seconds - before[1]
         log_metrics(total_gen_tokens=tokens, total_elapsed_time=seconds, avg_speed=tokens / seconds if seconds else 0)
         return [answer for answer in answers if answer is not None]
+
+    @contextmanager
+    def _failing_together(self) -> Iterator[None]:
+        """Within, what fails in one process fails in all: those that went on would wait for it forever."""
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as raised:
+            if self._world_size == 1:
+                raise
+            error = raised
+        if self._world_size > 1:
+            texts: list[str | None] = [None] * self._world_size
+            all_gather_object(texts, None if error is None else f"{type(error).__name__}: {error}")
+            for process, text in enumerate(texts):
+                if text is not None:
+                    raise RuntimeError(f"process {process} of {self._world_size} failed with {text}") from error
+
+    def shared_tally(self) -> Tally:
+        """The costs of all processes together."""
+        if self._world_size > 1:
+            tallies: list[Tally | None] = [None] * self._world_size
+            all_gather_object(tallies, self.tally)
+            total = Tally()
+            for tally in tallies:
+                if tally is not None:
+                    total.merge(tally)
+            return total
+        return self.tally
+
+    def time_prefill(self, repeats: int) -> Prefill | None:
+        """Times the first questions of the last task up to their first token, at most `PREFILL_BATCH` together.
+
+        Nothing is reused from before; inputs are on the device already. `None` where there were no questions.
+        """
+        if not self._first:
+            return None
+        inputs = self._process(self._first)
+
+        def first_token() -> None:
+            with torch.inference_mode():
+                self.model.generate(**inputs, max_new_tokens=1, do_sample=False, pad_token_id=self._pad_token_id)
+
+        milliseconds = time_one(first_token, self.device, repeats=repeats, warmup=1).median
+        return Prefill(seconds=milliseconds / 1e3 / len(self._first), batch=len(self._first))
 
     @property
     def is_pruned(self) -> bool:
@@ -239,7 +345,7 @@ class VtpruneModel(lmms):  # type: ignore[misc]
         prompts = _prompt_lengths(inputs)
         if self._pruned and _VISUAL_INPUTS & inputs.keys():
             report = vtprune.report(self.model)
-            self.tally.add(report, sum(lengths), seconds)
+            self.tally.add(report, sum(lengths), seconds, [question[3] for question in batch])
             removed = [
                 sum(layout.tokens for layout in report.layouts[row]) - visible_tokens(report, row)
                 for row in range(len(batch))

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 Record = dict[str, Any]
 
 DONE, FAILED = "done", "failed"
@@ -77,10 +79,19 @@ class ResultStore:
                 ) from error
         return records
 
+    def reread(self) -> None:
+        """Takes up what other processes wrote."""
+        self._records = self._read()
+
     def finished(self, key: str) -> Record | None:
         """The record of a cell that ran to its end, else `None`."""
         record = self._records.get(key)
         return record if record is not None and record["status"] == DONE else None
+
+    @property
+    def records(self) -> list[Record]:
+        """The newest record of each cell."""
+        return list(self._records.values())
 
     def get(self, key: str) -> Record | None:
         """The newest record of a cell, failed or not."""
@@ -91,6 +102,7 @@ class ResultStore:
         key = record["key"]
         if record["status"] == DONE:
             write_atomically(self.samples / f"{key}.jsonl", _lines(samples))
-        # Another sweep may have written to the same folder meanwhile.
-        self._records = {**self._read(), key: record}
-        write_atomically(self.path, _lines(self._records.values()))
+        # Another sweep may write to the same folder at the same time.
+        with FileLock(self.folder / ".lock"):
+            self._records = {**self._read(), key: record}
+            write_atomically(self.path, _lines(self._records.values()))

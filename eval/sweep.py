@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,56 +14,59 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from vtprune.eval.grid import EVERYTHING, Cell, parse_budgets, parse_positions, parse_pruners, split_words
-from vtprune.eval.models import EMBEDDED, check_device, check_dtype, fingerprint, load
+from vtprune.budget import Budget
+from vtprune.eval.grid import (
+    BASELINES,
+    DEFAULT_PRUNERS,
+    EVERYTHING,
+    FULL,
+    Cell,
+    draws,
+    method_label,
+    parse_budgets,
+    parse_positions,
+    parse_pruners,
+    split_words,
+    with_seed,
+)
+from vtprune.eval.models import check_device, check_dtype, fingerprint
 from vtprune.eval.pareto import plot_pareto
 from vtprune.eval.store import DONE, FAILED, Record, ResultStore
+from vtprune.eval.sweep_config import DEFAULT_TASK, SweepConfig
 from vtprune.eval.tables import accuracy_table, kind_table, unique
+from vtprune.eval.workbench import Measure, Workbench, attempt, rank, share
+from vtprune.pruner import Pruner
 
 if TYPE_CHECKING:
     from vtprune.eval.harness import TaskBook
 
-DEFAULT_TASK = "vtprune_scenes"
-DEFAULT_BUDGETS = ("192", "128", "64", "32")
+NEAR = 0.025
+"""A baseline's average of visual tokens is that of another method if it is no farther from it than this part."""
 
-Evaluate = Callable[[Cell, Callable[[int], None]], tuple[Record, list[Record]]]
-"""Measures a cell and says along the way how many questions were answered."""
+Begin = Callable[[Cell], None]
+Advance = Callable[[int], None]
+End = Callable[[Cell, Record, list[Record]], None]
+Spread = Callable[[Sequence[Cell], Begin, Advance, End], None]
+"""Measures cells and says when one begins, how many questions were answered, and what each came to."""
 
 
 @dataclass(frozen=True)
-class SweepConfig:
-    """What the user asks for, in words; `Sweep` reads and checks it.
+class Plan:
+    """What a sweep would do.
 
     Args:
-        model: `"embedded"`, a folder or a hub id.
-        pruners: Such as `("divprune", "fastv(layer=3)", "visionzip/pyramiddrop")`; `"all"` means every registered one,
-            none a selection that runs in minutes (`vtprune.eval.grid.DEFAULT_PRUNERS`).
-        budgets: Such as `("64", "0.25", "average:64")`; the full model is always measured too.
-        tasks: lmms-eval tasks, groups or tags.
-        limit: Questions per task, `None` for all.
-        output: Folder of the results.
-        batch_size: Questions answered together.
-        device: Such as `"cuda:0"`; by default the accelerator, if there is one.
-        dtype: Number type of the weights, `"auto"` for that of the checkpoint.
-        seed: Of sampling and of methods that draw.
-        positions: `"keep"`, `"pack"` or `None` for each method's own default.
-        include: Folders with further lmms-eval task files.
-        text_tower: CLIP text tower for methods that need one; by default the one that fits the model.
+        cells: Of the grid; baselines at further true averages of tokens come on top.
+        pending: Those that no earlier run finished.
+        questions: Of each task.
+        asked: Questions that all pending cells ask together.
+        seconds: How long that takes at most in one process of this machine: pruned models are faster than the full one.
     """
 
-    model: str = EMBEDDED
-    pruners: tuple[str, ...] = ()
-    budgets: tuple[str, ...] = DEFAULT_BUDGETS
-    tasks: tuple[str, ...] = (DEFAULT_TASK,)
-    limit: int | None = None
-    output: Path = Path("results/sweep")
-    batch_size: int = 32
-    device: str | None = None
-    dtype: str = "auto"
-    seed: int = 0
-    positions: str | None = None
-    include: tuple[Path, ...] = ()
-    text_tower: str | None = None
+    cells: int
+    pending: int
+    questions: dict[str, int]
+    asked: int
+    seconds: float
 
 
 @dataclass
@@ -96,35 +101,24 @@ class Sweep:
     def __init__(self, config: SweepConfig, *, console: Console | None = None) -> None:
         self.config = config
         self.console = console or Console(stderr=True)
-        for name, value in (("limit", config.limit), ("batch_size", config.batch_size)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        positions = parse_positions(config.positions)
+        self._positions = parse_positions(config.positions)
         check_dtype(config.dtype)
         check_device(config.device)
-        methods = parse_pruners(config.pruners, seed=config.seed)
+        words = split_words(config.pruners) or DEFAULT_PRUNERS
+        methods = self._methods([*BASELINES, *words] if config.baselines else words)
         budgets = parse_budgets(config.budgets)
         for folder in config.include:
             if not folder.is_dir():
                 raise ValueError(f"task folder {folder} does not exist")
-        weights = fingerprint(config.model)
+        self._fingerprints = {model: fingerprint(model) for model in config.models}
         self.tasks = _task_book(config.include)
-        names = self.tasks.resolve(split_words(config.tasks) or [DEFAULT_TASK])
+        self.names = self.tasks.resolve(split_words(config.tasks) or [DEFAULT_TASK])
+        grid = [(None, EVERYTHING), *((method, budget) for method in methods for budget in budgets)]
         self.cells = [
-            Cell(
-                model=config.model,
-                fingerprint=weights,
-                method=method,
-                budget=budget,
-                positions=positions,
-                task=task,
-                task_digest=self.tasks.digest(task),
-                limit=config.limit,
-                seed=config.seed,
-                dtype=config.dtype,
-            )
-            for task in names
-            for method, budget in [(None, EVERYTHING), *((m, b) for m in methods for b in budgets)]
+            self._cell(model, method, budget, task)
+            for model in config.models
+            for task in self.names
+            for method, budget in grid
         ]
         self.store = ResultStore(config.output)
 
@@ -133,40 +127,127 @@ class Sweep:
         """Cells that no earlier run finished."""
         return [cell for cell in self.cells if self.store.finished(cell.key) is None]
 
-    def prepare(self) -> Evaluate | None:
-        """Loads the model, if there is a cell to measure, and returns what measures cells with lmms-eval.
+    def prepare(self) -> Measure | None:
+        """Loads the first model, if there is a cell to measure, and returns what measures cells with lmms-eval.
 
         Raises:
             ModelError: The model cannot be loaded.
         """
-        return self._loaded_evaluator() if self.pending else None
+        if not self.pending:
+            return None
+        bench = Workbench(self.config, self.tasks)
+        with self.console.status(f"loading {self.pending[0].model}"):
+            bench.model(self.pending[0].model)
+        return bench.measure
 
-    def run(self, evaluate: Evaluate | None = None) -> Outcome:
+    def run(self, measure: Measure | None = None, *, spread: Spread | None = None) -> Outcome:
         """Measures the cells that no earlier run finished; a cell that fails is recorded and the rest goes on.
 
         Args:
-            evaluate: Measures a cell; by default what `prepare` returns.
+            measure: Measures a cell; by default a `Workbench` in this process.
+            spread: Measures many cells elsewhere instead, and hands over each as it is done.
 
         Raises:
             KeyboardInterrupt: The user stopped it; what was finished is on disk.
             OSError: The results cannot be written, such as on a full disk.
         """
-        pending = self.pending
-        reused = {cell.key for cell in self.cells} - {cell.key for cell in pending}
-        if pending:
-            if reused:
-                self.console.print(f"{len(reused)} of {len(self.cells)} cells were finished earlier and are reused.")
-            self._measure(pending, evaluate or self._loaded_evaluator())
+        reused = {cell.key for cell in self.cells} - {cell.key for cell in self.pending}
+        if reused and self.pending:
+            self.console.print(f"{len(reused)} of {len(self.cells)} cells were finished earlier and are reused.")
+        if spread is None:
+            measure = measure or Workbench(self.config, self.tasks).measure
+            spread = functools.partial(one_after_another, measure, self.config.batch_size)
+        self._measure(self.pending, spread)
+        if self.config.baselines:
+            known = {cell.key for cell in self.cells}
+            matching = [cell for cell in self._matching() if cell.key not in known]
+            self.cells += matching
+            reused |= {cell.key for cell in matching if self.store.finished(cell.key) is not None}
+            self._measure([cell for cell in matching if cell.key not in reused], spread)
         records = [record for cell in self.cells if (record := self.store.get(cell.key)) is not None]
-        outcome = Outcome(records, reused)
-        names = unique([cell.task for cell in self.cells])
-        for task in names:
-            path = self.config.output / ("pareto.png" if len(names) == 1 else f"pareto-{task}.png")
-            if plot_pareto(task, [record for record in records if record["task"] == task], path):
-                outcome.images[task] = path
-        return outcome
+        return Outcome(records, reused, self._plots(records))
 
-    def _measure(self, pending: list[Cell], evaluate: Evaluate) -> None:
+    def plan(self) -> Plan:
+        """What is still to be measured, and how long that takes at most.
+
+        Seconds a question are known from cells of the folder that are finished; else the full model answers a few
+        questions of the first task, which loads it.
+
+        Raises:
+            ModelError: A model cannot be loaded.
+        """
+        seconds: dict[str, float] = {}
+        bench = Workbench(self.config, self.tasks)
+        for model in dict.fromkeys(cell.model for cell in self.pending):
+            known = [
+                record["seconds"] / record["n"]
+                for record in self.store.records
+                if record["model"] == model and record["status"] == DONE and record.get("n")
+            ]
+            seconds[model] = max(known) if known else self._probe(bench, model)
+        return Plan(
+            cells=len(self.cells),
+            pending=len(self.pending),
+            questions={task: self._count(task) for task in self.names},
+            asked=sum(self._count(cell.task) for cell in self.pending),
+            seconds=sum(self._count(cell.task) * seconds[cell.model] for cell in self.pending),
+        )
+
+    def _probe(self, bench: Workbench, model: str) -> float:
+        """Seconds that the full model takes for a question, the second time."""
+        count = min(self.config.batch_size, self._count(self.names[0]))
+        cell = replace(self._cell(model, None, EVERYTHING, self.names[0]), limit=count)
+        with self.console.status(f"{model} answers {count} questions"):
+            bench.measure(cell, lambda done: None)
+            start = time.perf_counter()
+            bench.measure(cell, lambda done: None)
+        return (time.perf_counter() - start) / count
+
+    def _methods(self, words: Iterable[str]) -> list[Pruner]:
+        found = []
+        for method in parse_pruners(list(words), seed=self.config.seeds[0]):
+            again = [with_seed(method, seed) for seed in self.config.seeds[1:]] if draws(method) else []
+            found += [method, *again]
+        # A baseline may have been named too.
+        return list({(method_label(method), str(method.config())): method for method in found}.values())
+
+    def _cell(self, model: str, method: Pruner | None, budget: Budget, task: str) -> Cell:
+        return Cell(
+            model=model,
+            fingerprint=self._fingerprints[model],
+            method=method,
+            budget=budget,
+            positions=self._positions,
+            task=task,
+            task_digest=self.tasks.digest(task),
+            limit=self.config.limit,
+            seed=method.config()["seed"] if method is not None and draws(method) else self.config.seeds[0],
+            dtype=self.config.dtype,
+        )
+
+    def _matching(self) -> list[Cell]:
+        """Baselines at true averages of visual tokens that other methods came to and no budget of the grid gives."""
+        found = []
+        for model in self.config.models:
+            for task in self.names:
+                done = [
+                    record
+                    for cell in self.cells
+                    if (cell.model, cell.task) == (model, task) and (record := self.store.finished(cell.key))
+                ]
+                have = [record["average_tokens"] for record in done if record["pruner"] in BASELINES]
+                wanted = [record["average_tokens"] for record in done if record["pruner"] not in (*BASELINES, FULL)]
+                for average in sorted(set(map(round, wanted))):
+                    if average < 1 or any(abs(average - other) <= NEAR * average for other in have):
+                        continue
+                    have.append(average)
+                    methods = self._methods(BASELINES)
+                    found += [self._cell(model, method, Budget(average), task) for method in methods]
+        return found
+
+    def _measure(self, pending: list[Cell], spread: Spread) -> None:
+        if not pending:
+            return
         counts = {task: self._count(task) for task in unique([cell.task for cell in pending])}
         columns = (
             TextColumn("{task.description}"),
@@ -178,21 +259,28 @@ class Sweep:
             TextColumn("left"),
         )
         # Cells differ in speed, so the remaining time is judged by the last quarter of an hour and not by seconds.
-        with Progress(*columns, console=self.console, speed_estimate_period=900) as progress:
+        with Progress(*columns, console=self.console, speed_estimate_period=900, disable=rank() > 0) as progress:
             bar = progress.add_task("", total=sum(counts[cell.task] for cell in pending))
+            finished = 0
             expected = 0
-            for number, cell in enumerate(pending, start=1):
-                place = f"{number}/{len(pending)} {cell.label}"
+
+            def begin(cell: Cell) -> None:
+                place = f"{finished + 1}/{len(pending)} {cell.label}"
                 progress.update(bar, description=place if cell.method is None else f"{place}, {cell.budget}")
-                start = time.perf_counter()
-                try:
-                    record, samples = evaluate(cell, lambda done: progress.advance(bar, done))
-                except Exception as error:
-                    record, samples = self._failure(cell, error, time.perf_counter() - start), []
+
+            def end(cell: Cell, record: Record, samples: list[Record]) -> None:
+                nonlocal finished, expected
+                if record.get("status") == FAILED:
                     progress.console.print(f"[red]failed[/] {cell.label}, {cell.budget}: {escape(record['error'])}")
-                self.store.add(record, samples)
+                if rank() == 0:
+                    self.store.add(record, samples)
+                finished += 1
                 expected += counts[cell.task]
                 progress.update(bar, completed=expected)
+
+            spread(pending, begin, lambda done: progress.advance(bar, done), end)
+        if share(None)[1:]:
+            self.store.reread()
 
     def _count(self, task: str) -> int:
         from vtprune.eval.harness import question_count, quiet
@@ -204,43 +292,59 @@ class Sweep:
             # The task's cells will meet the same error and record it.
             return self.config.limit or 1
 
-    def _loaded_evaluator(self) -> Evaluate:
-        from vtprune.eval.harness import evaluate
-        from vtprune.eval.lmms import VtpruneModel
+    def _plots(self, records: Sequence[Record]) -> dict[str, Path]:
+        found = {}
+        several = len(self.names) * len(self.config.models) > 1
+        for number, model in enumerate(self.config.models):
+            for task in self.names:
+                own = [record for record in records if (record["model"], record["task"]) == (model, task)]
+                name = f"pareto-{number + 1}-{task}" if len(self.config.models) > 1 else f"pareto-{task}"
+                path = self.config.output / f"{name if several else 'pareto'}.png"
+                if rank() == 0 and plot_pareto(task, own, path):
+                    found[f"{model}, {task}" if len(self.config.models) > 1 else task] = path
+        return found
 
-        config = self.config
-        with self.console.status(f"loading {config.model}"):
-            loaded = load(config.model, device=config.device, dtype=config.dtype, text_tower=config.text_tower)
-        lm = VtpruneModel(loaded, batch_size=config.batch_size)
-        lm.reuse_between_cells()
 
-        def measure(cell: Cell, advance: Callable[[int], None]) -> tuple[Record, list[Record]]:
-            lm.on_batch = advance
-            return evaluate(cell, lm, self.tasks)
+def one_after_another(
+    measure: Measure, batch_size: int, cells: Sequence[Cell], begin: Begin, advance: Advance, end: End
+) -> None:
+    """Measures cells in this process."""
+    for cell in cells:
+        begin(cell)
+        end(cell, *attempt(measure, cell, advance, batch_size))
 
-        return measure
 
-    def _failure(self, cell: Cell, error: Exception, seconds: float) -> Record:
-        from vtprune.eval.harness import now, versions
+def print_plan(plan: Plan, sweep: Sweep, console: Console | None = None) -> None:
+    """Prints what a sweep would measure."""
+    console = console or Console()
+    for task, count in plan.questions.items():
+        console.print(f"{task}: {count} questions")
+    further = ", and baselines at true averages of tokens that come out" if sweep.config.baselines else ""
+    console.print(
+        f"{plan.cells} cells, {plan.cells - plan.pending} of them finished{further}; "
+        f"{plan.asked} questions to answer, at most {duration(plan.seconds)} in one process."
+    )
 
-        return {
-            "key": cell.key,
-            "status": FAILED,
-            **cell.definition(),
-            "label": cell.label,
-            "budget_meaning": "all tokens" if cell.method is None else str(cell.budget),
-            "error": f"{type(error).__name__}: {error}",
-            "seconds": seconds,
-            "batch_size": self.config.batch_size,
-            "versions": versions(),
-            "time": now(),
-        }
+
+def duration(seconds: float) -> str:
+    """Seconds for people.
+
+    Example:
+        >>> duration(42), duration(600), duration(9000)
+        ('42 s', '10 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def print_outcome(outcome: Outcome, console: Console) -> None:
     """Prints a table a task, one by kind of question, and where the files are."""
-    for task in unique([record["task"] for record in outcome.records]):
-        records = [record for record in outcome.records if record["task"] == task]
+    models = unique([record["model"] for record in outcome.records])
+    for model, task in itertools.product(models, unique([record["task"] for record in outcome.records])):
+        records = [record for record in outcome.records if (record["model"], record["task"]) == (model, task)]
+        if len(models) > 1:
+            console.print(f"[bold]{escape(model)}")
         console.print(accuracy_table(task, records))
         kinds = kind_table(task, records)
         if kinds is not None:

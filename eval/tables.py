@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from vtprune.eval.grid import FULL
+from vtprune.eval.grid import BASELINES, FULL
 from vtprune.eval.store import DONE, Record
 
 
@@ -29,6 +29,33 @@ def unique(values: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(values))
 
 
+def pooled(records: Sequence[Record]) -> list[Record]:
+    """One record for the seeds of a method, with the means of its scores and of their errors."""
+    groups: dict[tuple[str, str, str], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record["label"], record["budget_meaning"], record["status"]), []).append(record)
+    return [_mean(group) for group in groups.values()]
+
+
+def _mean(group: Sequence[Record]) -> Record:
+    if len(group) == 1 or group[0]["status"] != DONE:
+        return group[0]
+
+    def mean(values: Sequence[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return sum(known) / len(known) if known else None
+
+    found = {name: mean([r[name] for r in group]) for name in ("value", "standard_error", "average_tokens")}
+    kinds = {
+        kind: {
+            **group[0]["kinds"][kind],
+            "value": mean([record["kinds"][kind]["value"] for record in group if kind in record["kinds"]]),
+        }
+        for kind in group[0]["kinds"]
+    }
+    return {**group[0], **found, "kinds": kinds}
+
+
 def _best(records: Sequence[Record]) -> set[str]:
     """Keys of the pruned cells with the highest value."""
     pruned = [record for record in records if record["status"] == DONE and record["pruner"] != FULL]
@@ -38,10 +65,13 @@ def _best(records: Sequence[Record]) -> set[str]:
 
 def accuracy_table(task: str, records: Sequence[Record]) -> Table:
     """Methods by budgets: score, standard error and the true average of tokens; the best of a budget in bold."""
+    records = pooled(records)
     done = [record for record in records if record["status"] == DONE]
     percent = in_percent(records)
     pruned = [record for record in records if record["pruner"] != FULL]
-    budgets = unique([record["budget_meaning"] for record in pruned])
+    # Baselines were measured at further budgets, which the report shows.
+    others = [record for record in pruned if record["pruner"] not in BASELINES]
+    budgets = unique([record["budget_meaning"] for record in others or pruned])
     best = {key for meaning in budgets for key in _best([r for r in pruned if r["budget_meaning"] == meaning])}
     metric = done[0]["metric"] if done else ""
     table = Table(
@@ -72,7 +102,7 @@ def _cell(record: Record, *, percent: bool, best: bool) -> str:
 
 def kind_table(task: str, records: Sequence[Record]) -> Table | None:
     """Scores for each kind of question, one block a budget; `None` for a task whose questions have no kinds."""
-    done = [record for record in records if record["status"] == DONE]
+    done = pooled([record for record in records if record["status"] == DONE])
     kinds = unique([kind for record in done for kind in record["kinds"]])
     if not kinds:
         return None

@@ -1,11 +1,12 @@
-"""The command line, `vtprune list | run | check | sweep | profile | calibrate`; what is heavy is imported late."""
+"""The command line, `vtprune list | run | check | sweep | report | ... | demo`; heavy imports come late."""
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from vtprune.eval.compare import Comparison
+    from vtprune.eval.ray_pool import RayPool
+    from vtprune.eval.sweep_config import SweepConfig
 
 REFUSED = 2
 """Exit code for wrong arguments, as of the option parser itself."""
@@ -193,7 +198,10 @@ def check_command(
 
 @app.command("sweep")
 def sweep_command(
-    model: ModelOption = "embedded",
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="'embedded', a folder or a model of the hub; several, comma-separated. [default: embedded]"),
+    ] = None,
     pruners: Annotated[
         list[str] | None,
         typer.Option(
@@ -211,42 +219,90 @@ def sweep_command(
     tasks: Annotated[
         list[str] | None, typer.Option(help="lmms-eval tasks, comma-separated. [default: vtprune_scenes]")
     ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Tasks and budgets that go together: embedded, quick, paper or video.")
+    ] = None,
+    grid: Annotated[
+        Path | None, typer.Option(help="YAML file with these options under their names; the command line wins.")
+    ] = None,
+    seeds: Annotated[
+        list[str] | None,
+        typer.Option(help="Methods that draw run with each of these, comma-separated. [default: 0,1,2]"),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Questions per task; all by default.")] = None,
-    output: Annotated[Path, typer.Option(help="Folder of the results; the same one resumes.")] = Path("results/sweep"),
-    batch_size: Annotated[int, typer.Option(help="Questions answered together.")] = 32,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the results; the same one resumes. [default: results/sweep]")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Questions answered together. [default: 32]")] = None,
     device: DeviceOption = None,
-    dtype: DtypeOption = "auto",
+    dtype: Annotated[
+        str | None, typer.Option(help="auto (that of the weights), float32, bfloat16 or float16. [default: auto]")
+    ] = None,
     positions: PositionsOption = None,
-    seed: Annotated[int, typer.Option(help="Of sampling and of methods that draw.")] = 0,
     include_path: Annotated[list[Path] | None, typer.Option(help="Folder with further lmms-eval task files.")] = None,
     text_tower: TextTowerOption = None,
+    baselines: Annotated[
+        bool | None,
+        typer.Option(
+            "--baselines/--no-baselines",
+            help="Measure random, stride, pool and downsample too, also at the true averages of other methods. "
+            "[default: baselines]",
+        ),
+    ] = None,
+    prefill_repeats: Annotated[
+        int | None, typer.Option(help="Timed runs of a batch to its first token, for each cell. [default: 3]")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tell what would be measured and how long it takes at most.")
+    ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Spread cells over the Ray cluster at this address, such as auto; local starts one here."),
+    ] = None,
+    ray_workers: Annotated[
+        int | None, typer.Option(help="Ray actors. [default: one a GPU, or one a machine without]")
+    ] = None,
+    ray_cpus: Annotated[int, typer.Option(help="CPU cores of a Ray actor.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Measures methods and budgets on benchmark tasks; a run that was stopped goes on where it was."""
     _require("eval", "lmms_eval", "datasets", "matplotlib")
+    if ray is not None:
+        _require("ray", "ray")
     with _refusing():
-        from vtprune.eval.sweep import DEFAULT_BUDGETS, DEFAULT_TASK, Sweep, SweepConfig, print_outcome
+        from vtprune.eval.grid import split_words
+        from vtprune.eval.sweep import Sweep, print_outcome, print_plan
+        from vtprune.eval.sweep_config import make_config, read_grid
 
-        sweep = Sweep(
-            SweepConfig(
-                model=model,
-                pruners=tuple(pruners or ()),
-                budgets=tuple(budgets or DEFAULT_BUDGETS),
-                tasks=tuple(tasks or (DEFAULT_TASK,)),
-                limit=limit,
-                output=output,
-                batch_size=batch_size,
-                device=device,
-                dtype=dtype,
-                seed=seed,
-                positions=positions,
-                include=tuple(include_path or ()),
-                text_tower=text_tower,
-            )
+        words = {"models": model, "budgets": budgets, "tasks": tasks}
+        config = make_config(
+            preset,
+            {} if grid is None else read_grid(grid),
+            {
+                **{name: tuple(split_words(given or ())) for name, given in words.items()},
+                "pruners": tuple(pruners or ()),
+                "seeds": tuple(_whole_number("seeds", word) for word in split_words(seeds or ())),
+                "limit": limit,
+                "output": output,
+                "batch_size": batch_size,
+                "device": device,
+                "dtype": dtype,
+                "positions": positions,
+                "include": tuple(include_path or ()),
+                "text_tower": text_tower,
+                "baselines": baselines,
+                "prefill_repeats": prefill_repeats,
+            },
         )
-        evaluate = sweep.prepare()
+        sweep = Sweep(config)
+        if dry_run:
+            print_plan(sweep.plan(), sweep)
+            return
+        spread = _ray_pool(config, ray, ray_workers, ray_cpus) if ray is not None else None
+        measure = None if spread is not None else sweep.prepare()
     try:
-        outcome = sweep.run(evaluate)
+        with spread or nullcontext():
+            outcome = sweep.run(measure, spread=spread)
     except KeyboardInterrupt:
         typer.echo("stopped; finished cells are kept, and the same command goes on with the others", err=True)
         raise typer.Exit(INTERRUPTED) from None
@@ -263,6 +319,74 @@ def sweep_command(
             typer.echo(path)
     if outcome.failed:
         raise typer.Exit(1)
+
+
+@app.command("report")
+def report_command(
+    folders: Annotated[list[Path], typer.Argument(help="Output folder of a sweep, or several that belong together.")],
+    output: Annotated[Path | None, typer.Option(help="Folder of the report. [default: the first of the above]")] = None,
+    examples: Annotated[int, typer.Option(help="Questions shown with their pictures; 0 loads no task.")] = 12,
+    include_path: Annotated[list[Path] | None, typer.Option(help="Folder with further lmms-eval task files.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Writes what a sweep found as one HTML page, Markdown and CSV."""
+    _require("eval", "lmms_eval", "jinja2", "scipy")
+    with _refusing():
+        from vtprune.eval.report.write import write_report
+
+        written = write_report(folders, output, examples=examples, include=include_path or [])
+    if as_json:
+        _print_json({"cautions": written.content.cautions, "files": [str(path) for path in written.paths]})
+        return
+    for line in written.content.cautions:
+        typer.echo(f"caution: {line}", err=True)
+    for path in written.paths:
+        typer.echo(path)
+
+
+@app.command("compare")
+def compare_command(
+    first: Annotated[Path, typer.Argument(help="Output folder of a sweep.")],
+    second: Annotated[Path, typer.Argument(help="Output folder of another one.")],
+    markdown: Annotated[Path | None, typer.Option(help="Write the table to this file too.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compares two sweeps: each method, budget and task that both measured, question by question."""
+    _require("eval", "scipy")
+    with _refusing():
+        from vtprune.eval.analysis import read_folder
+        from vtprune.eval.versus import remarks, versus, versus_markdown, versus_table
+
+        found = versus(read_folder(first), read_folder(second))
+        if markdown is not None:
+            markdown.write_text(versus_markdown(found, str(first), str(second)), encoding="utf-8")
+    if as_json:
+        _print_json(found.to_dict())
+        return
+    _print_tables([versus_table(found, str(first), str(second))], remarks(found))
+
+
+@app.command("leaderboard")
+def leaderboard_command(
+    folders: Annotated[list[Path], typer.Argument(help="Output folders of sweeps.")],
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables to this file too.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ranks the methods of many sweeps by what is left of the full model's scores."""
+    _require("eval", "scipy")
+    with _refusing():
+        from vtprune.eval.analysis import read_folders
+        from vtprune.eval.leaderboard import rankings, to_data, to_markdown, to_tables
+
+        found = rankings(read_folders(folders))
+        if not found:
+            raise ValueError("no method stands beside a full model of the same task; let the sweep measure it first")
+        if markdown is not None:
+            markdown.write_text(to_markdown(found), encoding="utf-8")
+    if as_json:
+        _print_json(to_data(found))
+        return
+    _print_tables(to_tables(found))
 
 
 @app.command("profile")
@@ -436,6 +560,25 @@ def calibrate_command(
     typer.echo(str(output))
 
 
+@app.command("demo")
+def demo_command(
+    model: ModelOption = "embedded",
+    share: Annotated[bool, typer.Option("--share", help="Make a public link, through Gradio's servers.")] = False,
+    port: Annotated[int | None, typer.Option(help="By default the first free one from 7860 on.")] = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = "auto",
+    text_tower: TextTowerOption = None,
+) -> None:
+    """Serves a page that shows which tokens survive, on pictures of your own or drawn ones."""
+    _require("demo", "gradio")
+    with _refusing():
+        # Looking for garbage among all that is imported takes a fifth of the start; `launch` switches it on again.
+        gc.disable()
+        from vtprune.demo.app import launch
+
+        launch(model, device=device, dtype=dtype, text_tower=text_tower, share=share, port=port)
+
+
 @contextmanager
 def _refusing() -> Iterator[None]:
     """Turns what the user got wrong into one line and exit code 2."""
@@ -510,6 +653,32 @@ def _print_comparison(model: str, question: str, truth: str | None, found: Compa
     if truth is not None:
         console.print(f"right answer: {truth}")
     console.print(f"kept tokens: {output}", soft_wrap=True)
+
+
+def _whole_number(name: str, word: str) -> int:
+    try:
+        return int(word)
+    except ValueError:
+        raise ValueError(f"{name} must be whole numbers, got {word!r}") from None
+
+
+def _ray_pool(config: SweepConfig, address: str, workers: int | None, cpus: int) -> RayPool:
+    from vtprune.eval.ray_pool import RayPool
+
+    return RayPool(config, address, workers=workers, cpus=cpus)
+
+
+def _print_tables(tables: Sequence[Table], notes: Sequence[str] = ()) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console()
+    # A file or a pipe has no width of its own, and the tables are wide.
+    console = console if console.is_terminal else Console(width=200)
+    for table in tables:
+        console.print(table)
+    for note in notes:
+        console.print(f"* {escape(note)}", soft_wrap=True)
 
 
 def _print_json(value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import pkgutil
@@ -112,7 +113,7 @@ def make_pruner(pruner: str | Pruner | Sequence[str | Pruner], **options: Any) -
         return Chain(tuple(make_pruner(part) for part in pruner), **options)
     if isinstance(pruner, str):
         cls = pruner_class(pruner)
-        known = set(cls.__dataclass_fields__)
+        known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(options) - known):
             raise TypeError(f"{pruner} has no option {', '.join(unknown)}; it has {', '.join(sorted(known)) or 'none'}")
         return cls(**options)

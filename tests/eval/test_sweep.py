@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -10,9 +11,10 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from vtprune.eval.grid import FULL, Cell
+from vtprune.eval.grid import BASELINES, FULL, Cell
 from vtprune.eval.store import DONE, FAILED, Record
-from vtprune.eval.sweep import Sweep, SweepConfig, print_outcome
+from vtprune.eval.sweep import Sweep, print_outcome, print_plan
+from vtprune.eval.sweep_config import SweepConfig
 
 PRUNERS = ("divprune", "random", "fastv(layer=3)")
 BUDGETS = ("18", "9")
@@ -52,7 +54,7 @@ class FakeModel:
 @pytest.fixture
 def config(tiny: ModuleType, tiny_folder: Path, tiny_tasks: Path, tmp_path: Path) -> SweepConfig:
     return SweepConfig(
-        model=str(tiny_folder),
+        models=(str(tiny_folder),),
         pruners=PRUNERS,
         budgets=BUDGETS,
         tasks=(tiny.TASK,),
@@ -60,6 +62,9 @@ def config(tiny: ModuleType, tiny_folder: Path, tiny_tasks: Path, tmp_path: Path
         output=tmp_path / "out",
         batch_size=3,
         device="cpu",
+        seeds=(0,),
+        baselines=False,
+        prefill_repeats=0,
     )
 
 
@@ -135,7 +140,7 @@ def test_resume_repeats_no_finished_cell(config: SweepConfig, quiet_console: Con
 
 def test_other_questions_are_other_cells(config: SweepConfig, quiet_console: Console) -> None:
     Sweep(config, console=quiet_console).run(FakeModel())
-    for change in ({"limit": 5}, {"seed": 1}, {"positions": "keep"}, {"dtype": "float32"}):
+    for change in ({"limit": 5}, {"seeds": (1,)}, {"positions": "keep"}, {"dtype": "float32"}):
         assert len(Sweep(changed(config, **change), console=quiet_console).pending) == 7, change
     assert Sweep(changed(config, batch_size=7), console=quiet_console).pending == []
 
@@ -177,12 +182,13 @@ def test_all_cells_fail(config: SweepConfig, quiet_console: Console) -> None:
         ({"pruners": ("divprun",)}, "did you mean 'divprune'"),
         ({"budgets": ("0",)}, "at least 1"),
         ({"tasks": ("tiny_scene",)}, "unknown task 'tiny_scene'; did you mean 'tiny_scenes'"),
+        ({"seeds": ()}, "seeds must not be empty"),
         ({"limit": 0}, "limit must be at least 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"positions": "drop"}, "keep or pack"),
         ({"dtype": "int8"}, "dtype must be one of"),
         ({"device": "warp"}, "device 'warp' cannot be used"),
-        ({"model": "no/such/folder"}, "neither 'embedded'"),
+        ({"models": ("no/such/folder",)}, "neither 'embedded'"),
         ({"include": (Path("nowhere"),)}, "nowhere does not exist"),
     ],
 )
@@ -229,3 +235,85 @@ def test_method_that_does_not_fit_the_model_fails_alone(config: SweepConfig, qui
     outcome = sweep.run(sweep.prepare())
     assert [record["status"] for record in outcome.records] == [DONE, FAILED, DONE]
     assert "99" in outcome.failed[0]["error"]
+
+
+def test_seeds_of_methods_that_draw(config: SweepConfig, quiet_console: Console) -> None:
+    sweep = Sweep(changed(config, seeds=(3, 5, 8)), console=quiet_console)
+    assert [cell.seed for cell in sweep.cells if cell.pruner == "random"] == [3, 3, 5, 5, 8, 8]
+    assert {cell.seed for cell in sweep.cells if cell.pruner != "random"} == {3}
+    assert len({cell.key for cell in sweep.cells}) == len(sweep.cells) == 1 + 2 * 5
+    outcome = sweep.run(FakeModel())
+    text = io.StringIO()
+    print_outcome(outcome, Console(file=text, width=160))
+    assert sum(line.split()[:1] == ["random"] and "±" in line for line in text.getvalue().splitlines()) == 1
+
+
+def test_baselines_meet_every_budget_and_true_average(config: SweepConfig, quiet_console: Console) -> None:
+    class Late(FakeModel):
+        """Removes tokens late, so that more of them are seen on average."""
+
+        def __call__(self, cell: Cell, advance: Callable[[int], None]) -> tuple[Record, list[Record]]:
+            record, samples = super().__call__(cell, advance)
+            if cell.pruner == "fastv":
+                record["average_tokens"] += 6.2
+            return record, samples
+
+    sweep = Sweep(changed(config, baselines=True, pruners=("fastv",), seeds=(0, 1)), console=quiet_console)
+    first = len(sweep.cells)
+    outcome = sweep.run(Late())
+    assert first == 1 + 2 * (len(BASELINES) + 2)
+    by_budget: dict[int | float | None, list[str]] = {}
+    for record in outcome.records:
+        by_budget.setdefault(record["budget"].get("tokens"), []).append(record["pruner"])
+    every = sorted([*BASELINES, "random"])
+    # True averages are 24.2 and 15.2.
+    assert sorted(by_budget[24]) == sorted(by_budget[15]) == every
+    assert sorted(by_budget[18]) == sorted(by_budget[9]) == sorted([*every, "fastv"])
+    again = Late()
+    assert len(Sweep(sweep.config, console=quiet_console).run(again).reused) == len(outcome.records)
+    assert again.cells == []
+
+
+def test_several_models(
+    config: SweepConfig, quiet_console: Console, tiny: ModuleType, tmp_path: Path, tiny_folder: Path
+) -> None:
+    other = tiny.save_tiny_model(tmp_path / "other")
+    (other / "more.json").write_text("{}")
+    both = changed(config, models=(str(tiny_folder), str(other)), pruners=("stride",), budgets=("9",))
+    sweep = Sweep(both, console=quiet_console)
+    outcome = sweep.run(sweep.prepare())
+    assert [record["model"] for record in outcome.records] == [str(tiny_folder)] * 2 + [str(other)] * 2
+    assert not outcome.failed
+    assert len(outcome.images) == 2
+    print_outcome(outcome, quiet_console)
+    assert str(other) in quiet_console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_plan_measures_nothing_twice(config: SweepConfig, quiet_console: Console) -> None:
+    sweep = Sweep(config, console=quiet_console)
+    plan = sweep.plan()
+    assert (plan.cells, plan.pending, plan.asked) == (7, 7, 70)
+    assert plan.questions == {config.tasks[0]: 10}
+    assert plan.seconds > 0
+    assert sweep.store.records == []
+    sweep.run(FakeModel())
+    print_plan(Sweep(config, console=quiet_console).plan(), sweep, quiet_console)
+    assert "7 cells, 7 of them finished; 0 questions to answer, at most 0 s in one process." in (
+        quiet_console.file.getvalue()  # type: ignore[attr-defined]
+    )
+
+
+def test_record_tells_where_it_comes_from(config: SweepConfig, quiet_console: Console) -> None:
+    sweep = Sweep(changed(config, pruners=("divprune",), budgets=("9",), prefill_repeats=1), console=quiet_console)
+    full, pruned = sweep.run(sweep.prepare()).records
+    assert full["machine"] == pruned["machine"] != ""
+    assert pruned["prefill_batch"] == 8
+    assert 0 < pruned["prefill_seconds"] < 5
+    samples = [json.loads(line) for line in (sweep.store.samples / f"{pruned['key']}.jsonl").open()]
+    for sample in samples:
+        assert sample["grid"] == [[6, 6]]
+        assert len(sample["kept"][0]) == 9
+        assert sample["kept"][0] == sorted(sample["kept"][0])
+        assert sample["picture"]
+    whole = [json.loads(line) for line in (sweep.store.samples / f"{full['key']}.jsonl").open()]
+    assert all(sample["kept"] == [None] for sample in whole)
