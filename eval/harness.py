@@ -244,7 +244,7 @@ def _sample(sample: Mapping[str, Any], metrics: Mapping[str, Any], tally: Tally)
         "kind": doc.get("kind"),
         "target": sample["target"],
         "answer": answers[0] if len(answers) == 1 else answers,
-        "scores": {name: score for name in metrics if (score := _number(sample.get(name))) is not None},
+        "scores": {name: score for name in metrics if (score := _score(sample.get(name))) is not None},
         "tokens": (sample.get("token_counts") or [None])[0],
         "picture": _picture(doc),
         **tally.kept_by_question.get(int(sample["doc_id"]), {}),
@@ -258,6 +258,11 @@ def _picture(doc: Mapping[str, Any]) -> str | None:
             return str(value)
     drawn = doc.get("scene") or doc.get("scenes")
     return hashlib.sha256(str(drawn).encode()).hexdigest()[:12] if drawn else None
+
+
+def _score(value: Any) -> float | None:
+    """A question's score: a number, or, where the metric is made of all questions at once, what it keeps of each."""
+    return _number(value.get("score")) if isinstance(value, Mapping) else _number(value)
 
 
 def _number(value: Any) -> float | None:
