@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vtprune.budget import Budget
+from vtprune.eval.analysis import same_tokens
 from vtprune.eval.grid import (
     BASELINES,
     DEFAULT_PRUNERS,
@@ -39,9 +40,6 @@ from vtprune.pruner import Pruner
 
 if TYPE_CHECKING:
     from vtprune.eval.harness import TaskBook
-
-NEAR = 0.025
-"""A baseline's average of visual tokens is that of another method if it is no farther from it than this part."""
 
 Begin = Callable[[Cell], None]
 Advance = Callable[[int], None]
@@ -238,7 +236,7 @@ class Sweep:
                 have = [record["average_tokens"] for record in done if record["pruner"] in BASELINES]
                 wanted = [record["average_tokens"] for record in done if record["pruner"] not in (*BASELINES, FULL)]
                 for average in sorted(set(map(round, wanted))):
-                    if average < 1 or any(abs(average - other) <= NEAR * average for other in have):
+                    if average < 1 or any(same_tokens(average, other) for other in have):
                         continue
                     have.append(average)
                     methods = self._methods(BASELINES)
