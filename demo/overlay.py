@@ -21,7 +21,12 @@ _INK = (30, 30, 30)
 
 
 def overlay(
-    image: Image.Image, layout: ImageLayout, kept: Iterable[int], *, legend: str = "", panel: int = PANEL
+    image: Image.Image | Sequence[Image.Image],
+    layout: ImageLayout,
+    kept: Iterable[int],
+    *,
+    legend: str = "",
+    panel: int = PANEL,
 ) -> Image.Image:
     """The picture with dropped cells dark and grey, kept ones untouched inside a thin line.
 
@@ -29,7 +34,7 @@ def overlay(
     whose tokens cover the same picture twice.
 
     Args:
-        image: The picture that the tokens cover, of any size.
+        image: The picture that the tokens cover, of any size; of a video its frames.
         layout: Where the tokens lie.
         kept: Surviving tokens, as in `StageReport.images`.
         legend: A line to stand below; how many tokens are kept is added.
@@ -42,7 +47,8 @@ def overlay(
         ValueError: A token that the layout does not have.
     """
     alive = _mask(layout, kept)
-    panels = [_panel(image, alive[grid], panel) for grid in layout.grids]
+    pictures = spread(image, len(layout.grids))
+    panels = [_panel(picture, alive[grid], panel) for picture, grid in zip(pictures, layout.grids, strict=True)]
     height = max((part.height for part in panels), default=0)
     width = sum(part.width for part in panels) + _GAP * max(0, len(panels) - 1)
     lines = _wrap(_legend(layout, alive, legend), width - 2 * _MARGIN)
@@ -55,6 +61,12 @@ def overlay(
     for number, line in enumerate(lines):
         pen.text((_MARGIN, height + _MARGIN + number * (_TEXT + 8)), line, fill=_INK, font=_font())
     return sheet
+
+
+def spread(image: Image.Image | Sequence[Image.Image], panels: int) -> list[Image.Image]:
+    """A picture for each panel: always the same one, or frames of a video at even steps."""
+    frames = [image] if isinstance(image, Image.Image) else image
+    return [frames[(2 * panel + 1) * len(frames) // (2 * panels)] for panel in range(panels)]
 
 
 def cell_size(rows: int, columns: int, panel: int = PANEL) -> int:

@@ -18,36 +18,52 @@ class PictureError(ValueError):
     """A file that is no usable picture; the message says which and why."""
 
 
-def open_picture(path: Path) -> Image.Image:
+def open_picture(
+    path: Path, *, name: str | None = None, first_frame: bool = False, most_pixels: int | None = None
+) -> Image.Image:
     """Reads a still picture as upright RGB; transparent parts become white, CMYK and 16-bit grey are converted.
 
+    Args:
+        path: The file.
+        name: What messages call it; by default the path.
+        first_frame: Whether an animation stands for its first frame instead of being refused.
+        most_pixels: More are refused before anything is decoded.
+
     Raises:
-        PictureError: Missing, unreadable, damaged, animated or tiny.
+        PictureError: Missing, unreadable, damaged, animated, huge or tiny.
     """
+    called = str(path) if name is None else name
     if not path.exists():
-        raise PictureError(f"picture {path} does not exist")
+        raise PictureError(f"picture {called} does not exist")
     if not path.is_file():
-        raise PictureError(f"picture {path} is no file")
+        raise PictureError(f"picture {called} is no file")
     try:
         with Image.open(path) as image:
-            frames = getattr(image, "n_frames", 1)
+            if most_pixels is not None and image.width * image.height > most_pixels:
+                raise PictureError(
+                    f"picture {called} has {image.width} x {image.height} pixels; "
+                    f"at most {most_pixels / 1e6:g} million are taken, so make it smaller"
+                )
+            frames = 1 if first_frame else getattr(image, "n_frames", 1)
             if frames > 1:
-                raise PictureError(f"picture {path} is an animation of {frames} frames; save one of them as a picture")
+                raise PictureError(
+                    f"picture {called} is an animation of {frames} frames; save one of them as a picture"
+                )
             with _whole_files_only():
                 image.load()
             upright = ImageOps.exif_transpose(image)
             picture = _to_rgb(upright)
     except UnidentifiedImageError as error:
-        raise PictureError(f"{path} is no picture in a format that Pillow reads") from error
+        raise PictureError(f"{called} is no picture in a format that Pillow reads") from error
     except Image.DecompressionBombError as error:
-        raise PictureError(f"picture {path} is too large: {error}") from error
+        raise PictureError(f"picture {called} is too large: {error}") from error
     except (OSError, SyntaxError, ValueError) as error:
         if isinstance(error, PictureError):
             raise
-        raise PictureError(f"picture {path} is damaged or cannot be read: {error}") from error
+        raise PictureError(f"picture {called} is damaged or cannot be read: {error}") from error
     if min(picture.size) < SMALLEST:
         width, height = picture.size
-        raise PictureError(f"picture {path} has {width} x {height} pixels; each side needs at least {SMALLEST}")
+        raise PictureError(f"picture {called} has {width} x {height} pixels; each side needs at least {SMALLEST}")
     return picture
 
 
@@ -74,18 +90,19 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def seen_picture(inputs: Any, processor: Any) -> Image.Image | None:
-    """The first picture as the encoder gets it, cropped and scaled; `None` where that is no single view.
+def seen_picture(inputs: Any, processor: Any, view: int = 0) -> Image.Image | None:
+    """A view as the encoder gets it, cropped and scaled; `None` where views are no pictures.
 
     Args:
         inputs: Output of the processor.
         processor: It knows the mean and deviation that were taken out.
+        view: Which one; where pictures have one view each, the number of the picture.
     """
     pixels = inputs.get("pixel_values")
     settings = getattr(processor, "image_processor", None)
     mean, deviation = getattr(settings, "image_mean", None), getattr(settings, "image_std", None)
     if pixels is None or pixels.dim() != 4 or pixels.shape[1] != 3 or mean is None or deviation is None:
         return None
-    view = pixels[0].float().cpu().numpy().transpose(1, 2, 0)
-    restored = view * np.asarray(deviation) + np.asarray(mean)
+    values = pixels[view].float().cpu().numpy().transpose(1, 2, 0)
+    restored = values * np.asarray(deviation) + np.asarray(mean)
     return Image.fromarray((restored * 255).round().clip(0, 255).astype(np.uint8))

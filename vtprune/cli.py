@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from vtprune.eval.compare import Comparison
     from vtprune.eval.ray_pool import RayPool
+    from vtprune.eval.sweep import Sweep
     from vtprune.eval.sweep_config import SweepConfig
 
 REFUSED = 2
@@ -315,7 +316,8 @@ def sweep_command(
         from rich.console import Console
 
         print_outcome(outcome, Console())
-        for path in (sweep.store.path, *outcome.images.values()):
+        written = () if len(outcome.failed) == len(outcome.records) else _report(sweep)
+        for path in (sweep.store.path, *outcome.images.values(), *written):
             typer.echo(path)
     if outcome.failed:
         raise typer.Exit(1)
@@ -564,7 +566,9 @@ def calibrate_command(
 def demo_command(
     model: ModelOption = "embedded",
     share: Annotated[bool, typer.Option("--share", help="Make a public link, through Gradio's servers.")] = False,
-    port: Annotated[int | None, typer.Option(help="By default the first free one from 7860 on.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="By default the first free one from 7860 on.")
+    ] = None,
     device: DeviceOption = None,
     dtype: DtypeOption = "auto",
     text_tower: TextTowerOption = None,
@@ -577,6 +581,29 @@ def demo_command(
         from vtprune.demo.app import launch
 
         launch(model, device=device, dtype=dtype, text_tower=text_tower, share=share, port=port)
+
+
+@app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve_command(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="'embedded', a folder or a model of the hub.")],
+    pruner: Annotated[str, typer.Option(help="Method that looks at the picture alone; see docs/serving.md.")] = "divprune",
+    budget: Annotated[str, typer.Option(help="Tokens per image (64) or a ratio (0.25).")] = "64",
+    print_only: Annotated[bool, typer.Option("--print-only", help="Print the command and do not run it.")] = False,
+) -> None:
+    """Starts vLLM's OpenAI-compatible server with pruning; all other options are those of `vllm serve`."""
+    _require("vllm", "vllm")
+    with _refusing():
+        import os
+        import shlex
+
+        from vtprune.adapters.vllm.command import command, serve_arguments
+
+        arguments = serve_arguments(model, pruner, budget, context.args)
+        typer.echo(shlex.join(["vllm", *arguments]))
+        if not print_only:
+            sys.stdout.flush()
+            os.execv(sys.executable, command(arguments))
 
 
 @contextmanager
@@ -653,6 +680,12 @@ def _print_comparison(model: str, question: str, truth: str | None, found: Compa
     if truth is not None:
         console.print(f"right answer: {truth}")
     console.print(f"kept tokens: {output}", soft_wrap=True)
+
+
+def _report(sweep: Sweep) -> tuple[Path, ...]:
+    from vtprune.eval.report.write import write_report
+
+    return write_report([sweep.store.folder], include=sweep.config.include).paths
 
 
 def _whole_number(name: str, word: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,37 @@ def build_models() -> tuple[Any, Any]:
     )
     llava.model.vision_tower = clip.vision_model
     return llava, clip
+
+
+def load_models(llava_folder: Path, clip_folder: Path) -> tuple[Any, Any]:
+    """Trained (LLaVA, CLIP) in fp32; words that came after their training have rows of their own, still untrained.
+
+    Raises:
+        ValueError: A folder holds other models than this benchmark's.
+    """
+    from transformers import CLIPModel, LlavaForConditionalGeneration
+
+    llava, clip = build_models()
+    for model, kind, folder in ((clip, CLIPModel, clip_folder), (llava, LlavaForConditionalGeneration, llava_folder)):
+        words = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+        if unknown := [word for word, number in words.items() if ID.get(word) != number]:
+            raise ValueError(
+                f"{folder} was trained with other words, such as {unknown[0]!r}; their ids must not change"
+            )
+        trained = kind.from_pretrained(folder, dtype=torch.float32).state_dict()
+        _copy_grown(trained, model.state_dict(), folder)
+    return llava, clip
+
+
+def _copy_grown(trained: dict[str, torch.Tensor], into: dict[str, torch.Tensor], folder: Path) -> None:
+    """Copies weights; those with a row for each word may have fewer rows."""
+    if trained.keys() != into.keys():
+        raise ValueError(f"{folder} holds other weights, such as {min(trained.keys() ^ into.keys())}")
+    for name, weight in trained.items():
+        place = into[name][: len(weight)] if weight.ndim and into[name].ndim else into[name]
+        if place.shape != weight.shape:
+            raise ValueError(f"{name} in {folder} has shape {tuple(weight.shape)}, not {tuple(into[name].shape)}")
+        place.copy_(weight)
 
 
 def _image_processor() -> Any:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
@@ -110,8 +110,10 @@ class Text:
         return self.x, self.y, self.x + self.advance * len(self.text), self.y + self.size
 
     def cells(self) -> Iterator[tuple[str, tuple[int, int, int, int]]]:
-        """Each character with its box."""
+        """Each character with its box; blanks between words have none."""
         for i, character in enumerate(self.text):
+            if character == " ":
+                continue
             left = self.x + i * self.advance
             yield character, (left, self.y, left + self.advance, self.y + self.size)
 
@@ -158,7 +160,7 @@ class Question:
 # ---------------------------------------------------------------------------------------------------------- scenes
 
 
-def _place(
+def place(
     rng: random.Random, width: int, height: int, taken: list[tuple[int, int, int, int]]
 ) -> tuple[int, int] | None:
     """Top left corner of a free box, or None after 40 failures."""
@@ -177,7 +179,7 @@ def sample_scene(rng: random.Random) -> Scene:
     for text in ("".join(rng.choices("0123456789", k=3)), rng.choice(WORDS)):
         size = rng.randint(15, 20)
         probe = Text(text, 0, 0, size)
-        corner = _place(rng, probe.box[2], probe.box[3], taken)
+        corner = place(rng, probe.box[2], probe.box[3], taken)
         if corner is None:
             raise AssertionError("two texts always fit")
         texts.append(Text(text, *corner, size))
@@ -186,7 +188,7 @@ def sample_scene(rng: random.Random) -> Scene:
     items = []
     for _ in range(rng.randint(3, 6)):
         radius = rng.randint(8, 16)
-        corner = _place(rng, 2 * radius, 2 * radius, taken)
+        corner = place(rng, 2 * radius, 2 * radius, taken)
         if corner is not None:
             items.append(Item(rng.choice(shapes), rng.choice(colors), corner[0] + radius, corner[1] + radius, radius))
     lines = []
@@ -364,9 +366,9 @@ _ASK: dict[str, Callable[[Scene], list[Question]]] = {
 }
 
 
-def all_questions(scene: Scene) -> dict[str, list[Question]]:
+def all_questions(scene: Scene, kinds: Sequence[str] = KINDS) -> dict[str, list[Question]]:
     """Every question that has one true answer, by kind; no text occurs twice."""
-    return {kind: _ASK[kind](scene) for kind in KINDS}
+    return {kind: _ASK[kind](scene) for kind in kinds}
 
 
 def _pick(rng: random.Random, scene: Scene, kind: str, choices: list[Question]) -> Question:

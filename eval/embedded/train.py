@@ -9,11 +9,15 @@ gets the nested grid averages of M3 (https://arxiv.org/abs/2405.17430).
 
 A call works for ``--minutes``, then evaluates, exports both models and leaves a checkpoint; the next call goes on.
 Ctrl-C does the same at once. The lengths of the stages are in seconds, so a slower device trains less.
+
+``--continue-from FOLDER --output FOLDER --seconds 420`` trains a finished model further, on the tasks with levels too
+(see ``continuing``), writes it, and prints its accuracy on all held-out questions as JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import signal
@@ -29,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtprune.eval.embedded.build import MEAN, STD, build_models, save_clip, save_llava
-from vtprune.eval.embedded.feed import CHUNK, NO_KIND, QUESTION_LENGTH, QUESTIONS, Batch, Feed, Pool, concatenate
+from vtprune.eval.embedded.feed import CHUNK, NO_KIND, QUESTION_LENGTH, Batch, Feed, Pool, concatenate
 from vtprune.eval.embedded.scenes import CHARACTERS, COLORS, GRID, KINDS, SHAPES
 from vtprune.eval.embedded.vocabulary import ID, PAD, PREFIX, encode
 
@@ -38,8 +42,6 @@ SCALES = (24, 12, 6, 3, 1)
 """Sides of M3's nested grids; the first is the full picture."""
 
 _PREFIX = tuple(encode(PREFIX))
-_CONTEXT = len(_PREFIX) + TOKENS
-_LENGTH = _CONTEXT + QUESTIONS * QUESTION_LENGTH
 _COUNTS = (len(SHAPES) + 1, len(COLORS) + 1, len(CHARACTERS) + 1)  # classes of a patch, 0 for none
 
 
@@ -211,9 +213,9 @@ class Visual(NamedTuple):
 
 def whole(features: Tensor) -> Visual:
     """All tokens."""
-    size, device = len(features), features.device
-    places = torch.arange(TOKENS, device=device).expand(size, -1)
-    return Visual(features, places >= 0, places, torch.full((size,), TOKENS, device=device))
+    (size, tokens), device = features.shape[:2], features.device
+    places = torch.arange(tokens, device=device).expand(size, -1)
+    return Visual(features, places >= 0, places, torch.full((size,), tokens, device=device))
 
 
 def kept(features: Tensor, valid: Tensor, packed: Tensor) -> Visual:
@@ -242,20 +244,24 @@ def pooled(features: Tensor, scale: Tensor, table: Tensor) -> Visual:
     return Visual(averaged, full.positions < sides[:, None] ** 2, full.positions, sides**2)
 
 
-def training_mix(recipe: Recipe, features: Tensor, table: Tensor) -> Visual:
-    """Full, dropped and pooled examples side by side in one batch."""
+def training_mix(recipe: Recipe, features: Tensor, table: Tensor, pictures: int = 1) -> Visual:
+    """Full, dropped and pooled examples side by side in one batch; the ``pictures`` of a prompt are treated alike."""
     size, device = len(features), features.device
-    mode = torch.rand(size, device=device)
+
+    def draw() -> Tensor:
+        return torch.rand(size // pictures, device=device).repeat_interleave(pictures)
+
+    mode = draw()
     dropped = mode < recipe.dropped
     shrunk = (mode >= recipe.dropped) & (mode < recipe.dropped + recipe.pooled)
-    scale = torch.multinomial(_constant((0.0, 0.4, 0.3, 0.2, 0.1), device), size, replacement=True)
-    pool = pooled(features, torch.where(shrunk, scale, 0), table)
-    low = torch.where(torch.rand(size, device=device) < 0.25, 64, 128)
+    scales = torch.multinomial(_constant((0.0, 0.4, 0.3, 0.2, 0.1), device), size // pictures, replacement=True)
+    pool = pooled(features, torch.where(shrunk, scales.repeat_interleave(pictures), 0), table)
+    low = torch.where(draw() < 0.25, 64, 128)
     high = torch.where(low == 64, 128, 400)
-    budget = low + (torch.rand(size, device=device) * (high - low + 1)).long()
+    budget = low + (draw() * (high - low + 1)).long()
     budget = torch.where(dropped, budget, TOKENS)
     rank = torch.rand(size, TOKENS, device=device).argsort(1).argsort(1)
-    drop = kept(pool.features, rank < budget[:, None], dropped & (torch.rand(size, device=device) < 0.5))
+    drop = kept(pool.features, rank < budget[:, None], dropped & (draw() < 0.5))
     return Visual(
         pool.features,
         torch.where(dropped[:, None], drop.valid, pool.valid),
@@ -264,28 +270,37 @@ def training_mix(recipe: Recipe, features: Tensor, table: Tensor) -> Visual:
     )
 
 
-def _structure(device: torch.device) -> Tensor:
-    """Who may see whom, all places valid: causal, and no question sees another; (length, length)."""
-    place = torch.arange(_LENGTH, device=device)
-    segment = torch.where(place < _CONTEXT, -1, (place - _CONTEXT) // QUESTION_LENGTH)
+def in_turn(visual: Visual, pictures: int) -> Visual:
+    """The tokens of each ``pictures`` neighbours one after the other, as in a prompt with several pictures."""
+    features, valid, positions, end = (part.unflatten(0, (-1, pictures)) for part in visual)
+    starts = F.pad(end.cumsum(1)[:, :-1], (1, 0))
+    positions = positions + starts[:, :, None]
+    return Visual(features.flatten(1, 2), valid.flatten(1, 2), positions.flatten(1, 2), end.sum(1))
+
+
+def _structure(context: int, questions: int, length: int, device: torch.device) -> Tensor:
+    """Who may see whom, all places valid: causal, and no question sees another; square."""
+    place = torch.arange(context + questions * length, device=device)
+    segment = torch.where(place < context, -1, (place - context) // length)
     return (place[:, None] >= place) & ((segment[:, None] == segment) | (segment == -1))
 
 
 def answer_logits(llava: Any, decoder: Callable[..., Any], visual: Visual, questions: Tensor) -> Tensor:
     """Next-token logits of every question asked alone: (batch, questions, places, vocabulary)."""
-    size, device = len(questions), questions.device
+    (size, count, length), device = questions.shape, questions.device
+    context = len(_PREFIX) + visual.features.shape[1]
     embed = llava.get_input_embeddings()
     prefix = embed(_constant(_PREFIX, device)).expand(size, -1, -1)
     asked = embed(questions.flatten(1).long())
     inputs = torch.cat([prefix, visual.features.to(asked.dtype), asked], 1)
     before = torch.arange(len(_PREFIX), device=device).expand(size, -1)
-    after = visual.end[:, None] + torch.arange(QUESTION_LENGTH, device=device).repeat(QUESTIONS)
+    after = visual.end[:, None] + torch.arange(length, device=device).repeat(count)
     positions = torch.cat([before, visual.positions + len(_PREFIX), after + len(_PREFIX)], 1)
-    valid = F.pad(visual.valid, (len(_PREFIX), _LENGTH - _CONTEXT), value=True)
+    valid = F.pad(visual.valid, (len(_PREFIX), count * length), value=True)
     # Always an explicit mask: without one, transformers takes gaps in the positions for borders of packed sequences.
-    mask = (_structure(device) & valid[:, None, :])[:, None]
+    mask = (_structure(context, count, length, device) & valid[:, None, :])[:, None]
     hidden = decoder(inputs_embeds=inputs, attention_mask=mask, position_ids=positions, use_cache=False)
-    states: Tensor = hidden.last_hidden_state[:, _CONTEXT:].unflatten(1, (QUESTIONS, QUESTION_LENGTH))
+    states: Tensor = hidden.last_hidden_state[:, context:].unflatten(1, (count, length))
     logits: Tensor = llava.lm_head(states)
     return logits
 
@@ -293,7 +308,7 @@ def answer_logits(llava: Any, decoder: Callable[..., Any], visual: Visual, quest
 def answer_targets(batch: Batch) -> Tensor:
     """Target of each place of each question, -100 outside the answers: (batch, questions, places)."""
     ids = batch.questions.long()
-    place = torch.arange(QUESTION_LENGTH, device=ids.device)
+    place = torch.arange(ids.shape[-1], device=ids.device)
     target = ids.masked_fill((place < batch.starts.long()[..., None]) | (ids == ID[PAD]), -100)
     return F.pad(target[..., 1:], (0, 1), value=-100)
 
@@ -385,10 +400,10 @@ def evaluate(llava: Any, held_out: Batch, size: int) -> str:
 def _majority(batch: Batch) -> list[float]:
     """Share of the most frequent answer of each kind."""
     target = answer_targets(batch).clamp_min(0)
-    powers = 128 ** torch.arange(5, device=target.device)
+    powers = 256 ** torch.arange(5, device=target.device)
     shifted = target.sort(-1, descending=True).values[..., :5]  # an answer is at most four tokens
     first = target.gather(2, (batch.starts.long()[..., None] - 1).clamp(0, QUESTION_LENGTH - 1)).squeeze(-1)
-    code = (shifted * powers).sum(-1) * 128 + first
+    code = (shifted * powers).sum(-1) * 256 + first
     shares = []
     for kind in range(len(KINDS)):
         codes = code[batch.kinds == kind]
@@ -600,6 +615,32 @@ class Trainer:
         return step
 
 
+def _continue(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Trains a finished model further and scores it."""
+    from vtprune.eval.embedded.continuing import Continuation, Course
+    from vtprune.eval.embedded.score import score_folder
+
+    start, output, source = time.monotonic(), Path(arguments.output), arguments.continue_from
+    if output.resolve() == source.resolve().parent:
+        parser.error(f"--output {output} holds the model of --continue-from; name another folder")
+    if not (source / "config.json").is_file():
+        parser.error(f"--continue-from {source} is no folder of a model; the shipped one is eval/embedded/model")
+    given = {"seconds": arguments.seconds, "tower_share": arguments.tower_share}
+    small = {"tower_batch": 4, "singles": 2, "pairs": 1, "pool": 128, "pair_pool": 64} if arguments.smoke else {}
+    try:
+        course = Course(**{name: value for name, value in given.items() if value is not None}, **small)
+    except ValueError as error:
+        parser.error(str(error))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    device = torch.device(arguments.device)
+    Continuation(course, source, output, arguments.workers, device, start, arguments.compile).run()
+    limit = 2 if arguments.smoke else None
+    scores = score_folder(output / "model", device, limit=limit)
+    text = json.dumps({"seconds": round(time.monotonic() - start, 1), "scores": scores})
+    (output / "scores.json").write_text(text + "\n", encoding="utf-8")
+    print(text, flush=True)
+
+
 def main() -> None:
     """Command line."""
     here = Path(__file__).resolve().parent
@@ -615,7 +656,14 @@ def main() -> None:
     parser.add_argument("--decoder-seconds", type=float, default=Recipe.decoder_seconds)
     parser.add_argument("--attention-weight", type=float, default=Recipe.attention_weight)
     parser.add_argument("--smoke", action="store_true", help="tiny batches, to try the script on a CPU")
+    further = parser.add_argument_group("further training of a finished model")
+    further.add_argument("--continue-from", type=Path, help="folder of the model; its clip/ lies beside it")
+    further.add_argument("--seconds", type=float, help="from the start to the end of training (default: 420)")
+    further.add_argument("--tower-share", type=float, help="of the seconds, for the tower (default: 0.3)")
     arguments = parser.parse_args()
+    if arguments.continue_from is not None:
+        _continue(parser, arguments)
+        return
     recipe = Recipe(
         tower_seconds=arguments.tower_seconds,
         decoder_seconds=arguments.decoder_seconds,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vtprune.eval.embedded.levels import LONG_WORDS
 from vtprune.eval.embedded.scenes import COLORS, COLUMNS, ROWS, SHAPES, WORDS
 
 PAD, BOS, UNK, IMAGE, EOS = "<pad>", "<s>", "<unk>", "<image>", "</s>"
@@ -16,8 +17,11 @@ _PLAIN = (
     *".,:?!",
 )  # fmt: skip
 
-TOKENS: tuple[str, ...] = (*_SPECIAL, *dict.fromkeys(_PLAIN), EOS)
-"""Token of each id. EOS has the highest id: CLIP text models pool there, whichever of their two rules applies."""
+_ADDED = (*"more same not words above below".split(), *LONG_WORDS)
+"""Words that came later. Further ones go to the end: the ids of a trained model never change."""
+
+TOKENS: tuple[str, ...] = (*_SPECIAL, *dict.fromkeys(_PLAIN), EOS, *_ADDED)
+"""Token of each id. CLIP text models pool at the first EOS, which the configuration names."""
 ID: dict[str, int] = {token: i for i, token in enumerate(TOKENS)}
 
 PREFIX = f"{BOS} look at the picture . user :"

@@ -40,7 +40,7 @@ def picture(tmp_path: Path) -> Path:
 def test_help_names_the_commands() -> None:
     result = call("--help")
     assert result.exit_code == 0
-    for command in ("list", "run", "check", "sweep", "profile", "calibrate"):
+    for command in ("list", "run", "check", "sweep", "profile", "calibrate", "demo"):
         assert f" {command} " in result.stdout
         assert call(command, "--help").exit_code == 0
 
@@ -48,7 +48,7 @@ def test_help_names_the_commands() -> None:
 def test_help_loads_nothing_heavy() -> None:
     code = (
         "import sys, vtprune.cli, typer.testing as t; t.CliRunner().invoke(vtprune.cli.app, ['--help']); "
-        "print([name for name in ('matplotlib', 'datasets', 'lmms_eval') if name in sys.modules])"
+        "print([name for name in ('matplotlib', 'datasets', 'gradio', 'lmms_eval') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

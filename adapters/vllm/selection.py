@@ -1,0 +1,80 @@
+"""The library's own selection, run on the image features of vLLM's tower: a prompt of visual tokens and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from vtprune.adapters.vllm.plan import Plan
+from vtprune.engine.images import Images
+from vtprune.engine.selection import Step, prune_images
+from vtprune.engine.sequence import Tokens, start_tokens
+from vtprune.engine.vision import VisionRecord
+
+
+def prune_features(
+    features: Sequence[torch.Tensor], entries: Sequence[range], record: VisionRecord, plan: Plan
+) -> list[torch.Tensor]:
+    """What is left of images that are encoded, `(kept, dim)` each.
+
+    Args:
+        features: Tokens of each image, `(tokens, dim)`, as the decoder would get them.
+        entries: The entries of the record that each image is made of.
+        record: What was seen of the tower.
+        plan: What to keep.
+
+    Raises:
+        RuntimeError: The method kept another number of tokens than it was to.
+    """
+    if not features:
+        return []
+    images = Images()
+    for numbers in entries:
+        images.add(0, record, numbers)
+    schedules = [plan.schedule(layout) for layout in images.layouts]
+    hidden = torch.cat(list(features)).unsqueeze(0)
+    visual = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+    tokens = start_tokens(visual, images.rows, [layout.tokens for layout in images.layouts])
+    run: Any = _Features(images, hidden, tokens, plan, record)
+    for stage in range(len(plan.pruner.layers)):
+        step = Step(stage, tuple(schedule[stage] for schedule in schedules))
+        gather, hidden = prune_images(run, 0, step, tokens, hidden, _no_layer_ahead)
+        tokens = gather.after
+    wanted = [schedule[-1] for schedule in schedules]
+    if list(tokens.counts) != wanted:
+        raise RuntimeError(f"{plan.pruner.name} was to leave {wanted} tokens of each image and left {tokens.counts}")
+    return list(hidden[0].split(wanted))
+
+
+class _Features:
+    """What a stage asks of the run that it is part of, where there are image features but no decoder."""
+
+    def __init__(
+        self, images: Images, hidden: torch.Tensor, tokens: Tokens, plan: Plan, record: VisionRecord
+    ) -> None:
+        adapter = record.adapter
+        self.images = images
+        self.layouts = images.layouts
+        self.with_gradient = False
+        self._hidden, self._start = hidden, tokens
+        projector = adapter.vision.projector
+        self.engine = SimpleNamespace(
+            adapter=adapter,
+            layers=range(plan.abilities.depths.decoder),
+            pruner=plan.pruner,
+            positions="pack",  # a placeholder that is not there takes no position
+            project=(lambda features: features) if projector is None else projector.forward,
+            signals=plan.signals,
+            vision=adapter.vision,
+        )
+
+    def visual_inputs(self, images: Sequence[int]) -> torch.Tensor:
+        """The features of all tokens of images of one layout, `(images, tokens, dim)`."""
+        return self._hidden[0][self._start.of_images(self._start.slots, images)]
+
+
+def _no_layer_ahead(rotated: bool) -> Any:
+    raise RuntimeError("no decoder layer has run yet when an image is encoded")

@@ -1,0 +1,1 @@
+"""What a sweep found as documents: one HTML page, Markdown and CSV."""
