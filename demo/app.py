@@ -252,7 +252,8 @@ def build_app(studio: Studio, examples: Sequence[Example] | None = None) -> Any:
         parts["link"].change(None, parts["link"], parts["link"], js=_WHOLE_LINK, **_QUICK)
         app.load(None, None, parts["link"], js="() => location.href", **_QUICK)
         # Of a page without a link nothing is touched: somebody quick may have changed the form by now.
-        app.load(page.linked, None, linked, **_QUICK)
+        # Through the queue, because only then a state says that it has changed.
+        app.load(page.linked, None, linked, **_QUICK | {"queue": True})
         restored = [
             picture,
             example,

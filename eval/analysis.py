@@ -12,11 +12,10 @@ from typing import Any
 
 from vtprune.budget import per_layer_tokens
 from vtprune.costs import average_tokens
-from vtprune.eval.grid import FULL
+from vtprune.eval.grid import FULL, parse_pruner
 from vtprune.eval.intervals import Estimate, estimate, from_error
 from vtprune.eval.statistics import spread
 from vtprune.eval.store import DONE, Record
-from vtprune.registry import make_pruner
 
 BASELINES = ("random", "stride", "pool", "downsample")
 """What every table needs beside the methods, in the order in which they are shown."""
@@ -190,6 +189,7 @@ class Entry:
         scores = {question: self.scores[question] for question in questions if question in self.scores}
         return estimate(scores, self.questions.clusters)
 
+    @cached_property
     def kind_scores(self) -> dict[str, Estimate]:
         """Mean score for each kind of question."""
         members: dict[str, list[Hashable]] = {}
@@ -410,7 +410,7 @@ def nominal_tokens(record: Record) -> float | None:
     if true is None or tokens is None or kept is None or record["pruner"] == FULL or tokens == kept:
         return None if true is None else float(true)
     try:
-        method = make_pruner(record["pruner"], **{k: _as_tuple(v) for k, v in record["options"].items()})
+        method = parse_pruner(record["label"])
     except (ValueError, TypeError, KeyError):
         return None
     if set(method.layers) == {0}:
@@ -426,10 +426,6 @@ def nominal_tokens(record: Record) -> float | None:
             if abs(average_tokens(per_layer_tokens(method, whole, left, depth)) - true) < tolerance:
                 fitting.append(average_tokens(per_layer_tokens(method, whole, left, depth, "nominal")))
     return fitting[0] if len(fitting) == 1 else None
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _age(record: Record) -> tuple[bool, str]:

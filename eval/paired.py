@@ -10,7 +10,7 @@ from typing import Any
 
 from scipy import stats
 
-from vtprune.eval.intervals import half_width
+from vtprune.eval.intervals import Z, half_width
 from vtprune.eval.statistics import CONFIDENCE, holm, mean_and_error
 
 MCNEMAR = "exact McNemar"
@@ -111,7 +111,7 @@ def _proportions_interval(differences: Sequence[float], groups: int) -> tuple[fl
     wins, losses = _wins_and_losses(differences)
     scale = groups / len(differences)
     won, lost = (wins * scale + 1) / (groups + 2), (losses * scale + 1) / (groups + 2)
-    half = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) * math.sqrt((won + lost - (won - lost) ** 2) / (groups + 2))
+    half = Z * math.sqrt((won + lost - (won - lost) ** 2) / (groups + 2))
     return max(-1.0, won - lost - half), min(1.0, won - lost + half)
 
 

@@ -587,7 +587,9 @@ def demo_command(
 def serve_command(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="'embedded', a folder or a model of the hub.")],
-    pruner: Annotated[str, typer.Option(help="Method that looks at the picture alone; see docs/serving.md.")] = "divprune",
+    pruner: Annotated[
+        str, typer.Option(help="Method that looks at the picture alone; see docs/serving.md.")
+    ] = "divprune",
     budget: Annotated[str, typer.Option(help="Tokens per image (64) or a ratio (0.25).")] = "64",
     print_only: Annotated[bool, typer.Option("--print-only", help="Print the command and do not run it.")] = False,
 ) -> None:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 ARCHITECTURES: dict[str, tuple[str, str]] = {
+    "internvl": ("internvl", "VtpruneInternVLForConditionalGeneration"),
     "llava": ("llava", "VtpruneLlavaForConditionalGeneration"),
+    "llava_next": ("llava_next", "VtpruneLlavaNextForConditionalGeneration"),
+    "llava_onevision": ("llava_onevision", "VtpruneLlavaOnevisionForConditionalGeneration"),
+    "qwen2_5_vl": ("qwen2_5_vl", "VtpruneQwen2_5_VLForConditionalGeneration"),
+    "qwen3_vl": ("qwen3_vl", "VtpruneQwen3VLForConditionalGeneration"),
 }
 """For each `model_type` the module of its family in this folder, and the architecture that prunes it."""
 

@@ -155,6 +155,7 @@ class LlavaTowerModel(PrunedModel):
     hf_to_vllm_mapper: Any
     config: Any
     vision_tower: Any
+    _looked_at: Sequence[int] = (0,)
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         with whole_tower(vllm_config.model_config.hf_config):
@@ -162,12 +163,12 @@ class LlavaTowerModel(PrunedModel):
 
     def encode(self, kwargs: dict[str, Any], layers: Sequence[int]) -> Sequence[torch.Tensor]:
         """Lets the tower run as far as the features and the methods need it."""
-        self._looked_at = layers
+        self._looked_at = (0, *layers)
         return super().encode(kwargs, layers)
 
     def _image_pixels_to_features(self, vision_tower: Any, pixel_values: Any) -> Any:
         feature = self.adapter.vision.features[0]
-        depth = max(feature, *getattr(self, "_looked_at", ()), feature) + 1
+        depth = max(feature, *self._looked_at) + 1
         with run_until(vision_tower.vision_model.encoder, depth):
             return vision_tower(
                 pixel_values,
@@ -201,18 +202,8 @@ class VtpruneLlavaForConditionalGeneration(LlavaTowerModel, LlavaForConditionalG
     abilities_of = staticmethod(llava_abilities)
     hf_to_vllm_mapper = LlavaForConditionalGeneration.hf_to_vllm_mapper | flat_towers
 
-    def parts(self, kwargs: dict[str, Any], images: int, most: int) -> Sequence[tuple[int, dict[str, Any]]]:
-        """Pictures make equally many tokens."""
+    def picture_tokens(self, kwargs: dict[str, Any], pictures: int) -> list[int]:
+        """Every picture has the grid of the tower."""
         layout = self.adapter.typical_layout()
         assert layout is not None
-        return batched_parts(kwargs, images, most // layout.tokens)
-
-
-def batched_parts(kwargs: dict[str, Any], images: int, most: int) -> list[tuple[int, dict[str, Any]]]:
-    """Divides pictures whose data lie one entry a picture, `most` to a part, at least one."""
-    size = max(1, most)
-    starts = range(0, images, size)
-    return [
-        (min(size, images - start), {name: value[start : start + size] for name, value in kwargs.items()})
-        for start in starts
-    ]
+        return [layout.tokens] * pictures

@@ -13,9 +13,10 @@ from vtprune.adapters.base import Adapter
 from vtprune.adapters.vllm.eligibility import Abilities
 from vtprune.adapters.vllm.options import KEY
 from vtprune.adapters.vllm.plan import Plan, Plans
-from vtprune.adapters.vllm.selection import prune_features
+from vtprune.adapters.vllm.selection import Left, prune_features
 from vtprune.adapters.vllm.tower import describe, watched
 from vtprune.engine.vision import VisionRecord
+from vtprune.layout import ImageLayout, join_layouts
 
 if TYPE_CHECKING:
     from torch.nn import Module as _Model
@@ -32,6 +33,9 @@ class PrunedModel(_Model):
     supports_encoder_tp_data: ClassVar[bool] = False  # each device would see the attention of its own pictures only
     supports_encoder_cudagraph: ClassVar[bool] = False  # what a method looks at is taken while the tower runs
 
+    positions: ClassVar[str] = "pack"
+    """A placeholder that is not there takes no position, where positions are plain numbers."""
+
     adapter_class: ClassVar[type[Adapter]]
     abilities_of: ClassVar[Any]
 
@@ -41,6 +45,7 @@ class PrunedModel(_Model):
         abilities: Abilities = type(self).abilities_of(config)
         self.plans = Plans(config, abilities)
         self.adapter = self.adapter_class(self)
+        self.width = int(config.get_text_config().hidden_size)
         self._most_tokens = vllm_config.scheduler_config.max_num_encoder_input_tokens
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
@@ -50,31 +55,46 @@ class PrunedModel(_Model):
         plans = [self.plans.of(bytes(text.tolist()).decode()) for text in kwargs.pop(KEY)]
         found: list[torch.Tensor] = []
         start = 0
-        for count, part in self.parts(kwargs, len(plans), self._most_tokens):
-            found += self._embed_part(part, plans[start : start + count])
-            start += count
+        for end in self._ends(self.picture_tokens(kwargs, len(plans))):
+            found += self._embed_part(self.pictures(kwargs, start, end), plans[start:end])
+            start = end
         return found
 
-    def parts(self, kwargs: dict[str, Any], images: int, most: int) -> Sequence[tuple[int, dict[str, Any]]]:
-        """Divides the pictures among runs of the tower; given by the family.
+    def _ends(self, tokens: Sequence[int]) -> list[int]:
+        """Where to cut pictures that the tower is given in several runs.
 
         vLLM measures at its start what the tower needs for as many pictures as fit in unpruned; it schedules by the
         placeholders that are left, and so may hand over many more at once.
+        """
+        ends, total = [], 0
+        for number, count in enumerate(tokens):
+            if number and total + count > self._most_tokens:
+                ends.append(number)
+                total = 0
+            total += count
+        return [*ends, len(tokens)]
+
+    def picture_tokens(self, kwargs: dict[str, Any], pictures: int) -> list[int]:
+        """Tokens of each picture before pruning; given by the family.
 
         Args:
-            kwargs: All that the model is given of them.
-            images: Their number.
-            most: Unpruned tokens that a run may make, unless one picture alone makes more.
-
-        Returns:
-            For each run the number of its pictures, and what the model is given of these.
+            kwargs: What the model is given of them.
+            pictures: Their number.
         """
         raise NotImplementedError
+
+    def pictures(self, kwargs: dict[str, Any], start: int, end: int) -> dict[str, Any]:
+        """What the model is given of some of the pictures; by default all of it has one entry a picture."""
+        return {name: value[start:end] for name, value in kwargs.items()}
+
+    def watched_inputs(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What the adapter is told of what the tower is given, under the names that transformers has for it."""
+        return kwargs
 
     def _embed_part(self, kwargs: dict[str, Any], plans: Sequence[Plan]) -> list[torch.Tensor]:
         signals = frozenset().union(*(plan.signals for plan in plans))
         layers = sorted({layer for plan in plans for layer in plan.encoder_layers})
-        with watched(self.adapter, signals, layers, kwargs, self._gathered) as record:
+        with watched(self.adapter, signals, layers, self.watched_inputs(kwargs), self._gathered) as record:
             features = self.encode(kwargs, layers)
         counts = self.entry_tokens(kwargs, features)
         describe(record, [tokens for picture in counts for tokens in picture], signals)
@@ -111,15 +131,27 @@ class PrunedModel(_Model):
         found: dict[int, torch.Tensor] = {}
         for plan in dict.fromkeys(plans):
             numbers = [number for number, wanted in enumerate(plans) if wanted is plan]
-            left = prune_features(
-                [features[number] for number in numbers], [entries[number] for number in numbers], record, plan
-            )
-            found.update(zip(numbers, left, strict=True))
+            states = [features[number][:, : self.width] for number in numbers]
+            every = prune_features(states, [entries[number] for number in numbers], record, plan, self.positions)
+            for number, left in zip(numbers, every, strict=True):
+                layouts = tuple(record.layouts[entry] for entry in entries[number])
+                found[number] = self.finished(left, features[number], join_layouts(layouts))
         return [found[number] for number in range(len(plans))]
+
+    def finished(self, left: Left, features: torch.Tensor, layout: ImageLayout) -> torch.Tensor:
+        """What vLLM keeps of a picture, `(kept, any)`; by default what the decoder gets.
+
+        Args:
+            left: What the method left.
+            features: All that the tower made of the picture, `(tokens, any)`.
+            layout: Where its tokens lay.
+        """
+        return left.states
 
     def _gathered(self, states: torch.Tensor) -> torch.Tensor:
         """Heads `(batch, rows, heads, dim)` of all devices."""
-        total = int(self.config.vision_config.num_attention_heads)
+        vision = self.config.vision_config
+        total = int(getattr(vision, "num_attention_heads", None) or vision.num_heads)
         if get_tensor_model_parallel_world_size() == 1 or states.shape[2] == total:
             return states
         gathered: torch.Tensor = tensor_model_parallel_all_gather(states.contiguous(), dim=2)

@@ -69,7 +69,7 @@ class Plans:
         given = getattr(config, KEY, None)
         if given is None:
             raise ValueError(
-                f"{abilities.name} needs to know what to keep: --hf-overrides '{{\"architectures\": "
+                f'{abilities.name} needs to know what to keep: --hf-overrides \'{{"architectures": '
                 f'["{abilities.name}"], "{KEY}": {{"pruner": "divprune", "budget": 64}}}}\''
             )
         self.default = Options.read(given)

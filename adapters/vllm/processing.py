@@ -17,8 +17,8 @@ from vtprune.adapters.vllm.plan import Plan, Plans
 from vtprune.layout import ImageLayout
 
 if TYPE_CHECKING:
-    from vllm.multimodal.processing import BaseProcessingInfo as _Info
     from vllm.multimodal.processing import BaseMultiModalProcessor as _Processor
+    from vllm.multimodal.processing import BaseProcessingInfo as _Info
 else:
     _Info = _Processor = object
 
@@ -26,8 +26,8 @@ else:
 class PrunedInfo(_Info):
     """Mixed into the processing info of a family: knows the plans, and how a picture's tokens lie.
 
-    What the class it is mixed into says of the number of image tokens stays that of the unpruned model: profiling
-    then runs the tower on as many pictures at once as it would without pruning, and requests may ask for any budget.
+    What the class it is mixed into says of the number of image tokens stays that of the unpruned model: vLLM then
+    measures the tower on as many pictures at once as it would without pruning.
     """
 
     abilities_of: Any
@@ -43,6 +43,17 @@ class PrunedInfo(_Info):
             raise ValueError(
                 f"{KEY} in --mm-processor-kwargs is for single requests; give what holds for all by --hf-overrides"
             )
+
+    def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
+        """Those of unpruned pictures, which requests may ask for, whatever the dummy ones keep."""
+        found = super().get_mm_max_tokens_per_item(seq_len, mm_counts)
+        if found is not None:
+            return found
+        model: Any = self
+        most = {"image": int(model.get_max_image_tokens())}
+        if mm_counts.get("video"):
+            most["video"] = int(model.get_max_video_tokens(seq_len, mm_counts))
+        return {modality: count for modality, count in most.items() if modality in mm_counts}
 
     def image_layout(self, items: Any, number: int, mm_kwargs: Mapping[str, object], data: Any) -> ImageLayout:
         """Where the tokens of a picture would lie if none were removed; given by the family.

@@ -12,7 +12,6 @@ from torch import nn
 from vtprune.adapters.base import Adapter
 from vtprune.engine.taps import AttentionStates
 from vtprune.engine.vision import VisionRecord, hash_pictures
-from vtprune.layout import ImageLayout
 from vtprune.pruner import Signal
 
 Gather = Callable[[torch.Tensor], torch.Tensor]
@@ -39,7 +38,12 @@ def watched(
         if signals & {Signal.ENCODER_ATTENTION, Signal.ENCODER_KEYS}:
             attended.add(vision.features[-1])
         for number in attended:
-            _on(stack, vision.attentions[number].register_forward_pre_hook(_attention(record, number, gather), with_kwargs=True))
+            _on(
+                stack,
+                vision.attentions[number].register_forward_pre_hook(
+                    _attention(record, number, gather), with_kwargs=True
+                ),
+            )
         for number in layers:
             _on(stack, vision.layers[number].register_forward_hook(_output(record, number)))
         if Signal.ENCODER_CLS in signals:
@@ -73,6 +77,10 @@ def _on(stack: ExitStack, handle: Any) -> None:
 
 def _attention(record: VisionRecord, number: int, gather: Gather) -> Callable[..., None]:
     def see(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if module.attn_backend.name == "FLASHINFER":
+            raise ValueError(
+                "FlashInfer's borders between pictures cannot be read; start vLLM with another --mm-encoder-attn-backend"
+            )
         given = {**dict(zip(("query", "key", "value", "cu_seqlens"), args, strict=False)), **kwargs}
         query, key = (
             gather(states.unflatten(-1, (-1, module.head_size)) if states.dim() == 3 else states).transpose(1, 2)
@@ -111,4 +119,5 @@ def _features(record: VisionRecord) -> Callable[..., None]:
 def _states(output: Any) -> torch.Tensor:
     states = output if isinstance(output, torch.Tensor) else output[0]
     assert isinstance(states, torch.Tensor)
-    return states
+    # Towers that pack all pictures into one row have the rows first.
+    return states.transpose(0, 1) if states.shape[1] == 1 else states

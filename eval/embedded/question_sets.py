@@ -56,7 +56,7 @@ def unpack(fields: Sequence[Any]) -> Scene:
     return Scene(
         seed,
         cells,
-        tuple(Line(*line[:-1], color=tuple(line[-1])) for line in lines),
+        tuple(Line(x0, y0, x1, y1, width, tuple(color)) for x0, y0, x1, y1, width, color in lines),
         tuple(Item(*item) for item in items),
         Text(*number),
         Text(*word),
@@ -80,11 +80,12 @@ def check(name: str, content: bytes) -> None:
     Raises:
         ValueError: It differs, or no hash is recorded under this name.
     """
-    recorded = dict(reversed(line.split()) for line in SUMS.read_text(encoding="utf-8").splitlines())
+    lines = [line.split() for line in SUMS.read_text(encoding="utf-8").splitlines()]
+    recorded = next((digest for digest, file in lines if file == name), "none")
     found = hashlib.sha256(content).hexdigest()
-    if recorded.get(name) != found:
+    if recorded != found:
         raise ValueError(
-            f"{name} has the SHA-256 {found}, recorded is {recorded.get(name, 'none')}; results on it would not be "
+            f"{name} has the SHA-256 {found}, recorded is {recorded}; results on it would not be "
             "comparable: restore the file, or put questions of your own under a new name"
         )
 

@@ -16,6 +16,7 @@ from vtprune.eval.models import resolve_name
 from vtprune.eval.pictures import seen_picture
 from vtprune.eval.retained import task_name
 from vtprune.eval.vtc import RIGHT
+from vtprune.registry import pruner_class
 
 if TYPE_CHECKING:
     from vtprune.eval.harness import TaskBook
@@ -36,8 +37,9 @@ class Look:
         name: The method.
         answer: What the model said.
         is_right: Whether the task takes it for right.
-        dropped: For each picture an SVG path over the dropped cells, `None` where tokens stand for no cells.
-        left: The same over the cells that were kept.
+        dropped: For each picture an SVG path over the dropped cells; `None` where that is not known, and for methods
+            that make new tokens, which drop nothing altogether.
+        left: The same around the cells that were kept, or in whose place new tokens stand.
         kept: For each picture how many tokens were kept, as far as that is known.
     """
 
@@ -189,20 +191,28 @@ def _look(entry: Entry, sample: dict[str, Any], question: Hashable, pictures: in
     grids = _grids([sample], pictures)
     kept: list[Any] = list(sample.get("kept") or [])
     kept = kept if len(kept) == pictures else [None] * pictures
+    merges = not entry.is_full and _makes_new_tokens(entry)
     return Look(
         entry.label if not entry.is_full else "full model",
         _text(sample.get("answer")),
         entry.runs[0].scores[question] >= RIGHT,
         [
-            None if tokens is None or grid is None else dropped_cells(grid, tokens)
+            None if tokens is None or grid is None or merges else dropped_cells(grid, tokens)
             for tokens, grid in zip(kept, grids, strict=True)
         ],
         [
-            None if tokens is None or grid is None else kept_cells(grid, tokens)
+            None if tokens is None or grid is None or len(tokens) == grid[0] * grid[1] else kept_cells(grid, tokens)
             for tokens, grid in zip(kept, grids, strict=True)
         ],
         [None if tokens is None else len(tokens) for tokens in kept],
     )
+
+
+def _makes_new_tokens(entry: Entry) -> bool:
+    try:
+        return any(pruner_class(name).merges for name in entry.pruner.split("/"))
+    except ValueError:  # a method of a package that is not installed here
+        return False
 
 
 def dropped_cells(grid: tuple[int, int], kept: Sequence[int]) -> str:

@@ -75,7 +75,7 @@ def _name(label: str, is_baseline: bool) -> str:
 def _kinds(section: Section, kinds: Sequence[str]) -> str:
     lines = []
     for entry in section.entries:
-        scores = entry.kind_scores()
+        scores = entry.kind_scores
         lines.append([entry.label, entry.budget, *(words.score(scores.get(kind), percent=True) for kind in kinds)])
     return table(["method", "budget", *kinds], lines)
 

@@ -77,20 +77,21 @@ class Visitor:
     """
 
     def __init__(self, browser: Browser, address: str, size: dict[str, int]) -> None:
+        self.address = address
         self.context = browser.new_context(viewport={"width": size["width"], "height": size["height"]})
         self.page: Page = self.context.new_page()
         self.complaints: list[str] = []
         self.page.on("console", lambda message: self._note(message.type, message.text))
         self.page.on("pageerror", lambda error: self._note("error", str(error)))
-        self.page.on("request", lambda request: self._check(request.url, address))
+        self.page.on("request", lambda request: self._check(request.url))
         self.page.set_default_timeout(20_000)
 
     def _note(self, kind: str, text: str) -> None:
         if kind == "error":
             self.complaints.append(text)
 
-    def _check(self, url: str, address: str) -> None:
-        if not url.startswith((address, "data:", "blob:")):
+    def _check(self, url: str) -> None:
+        if not url.startswith((self.address, "data:", "blob:")):
             self.complaints.append(f"asked elsewhere: {url}")
 
     def open(self, address: str, query: str = "") -> Page:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from vtprune.demo.examples import load_examples
+
 both = pytest.mark.parametrize("visitor", ["desktop", "phone"], indirect=True)
 
 
@@ -16,9 +18,10 @@ both = pytest.mark.parametrize("visitor", ["desktop", "phone"], indirect=True)
 def test_the_first_view_tells_what_it_is(visitor: Any, address: str) -> None:
     page = visitor.open(address)
     assert visitor.kept() == 64
-    assert visitor.text("#answers .asked") == "what color is the diamond ?"
+    assert visitor.text("#answers .question") == "what color is the diamond ?"
     assert visitor.text("#answers .full .text") == visitor.text("#answers .pruned .text") == "orange"
     assert page.locator("#answers .mark.right").count() == 2
+    assert visitor.text("#answers .verdict") == "Same answer with 11% of the tokens"
     height = page.viewport_size["height"]
     for part in ("#answers", "#overlay svg"):
         assert page.locator(part).bounding_box()["y"] < 0.7 * height, f"{part} is below the first view"
@@ -30,6 +33,7 @@ def test_look(visitor: Any, address: str) -> None:
     page = visitor.open(address)
     page.locator("#examples button").nth(5).click()
     page.wait_for_function("document.querySelector('#question textarea').value === 'which word is written ?'")
+    assert page.locator("#film").count() == 0, "the embedded model takes no videos"
     visitor.pick("visionzip")
     visitor.set_budget(100)
     page.get_by_text("100 of 576 tokens stay (17%)").wait_for()
@@ -41,7 +45,7 @@ def test_look(visitor: Any, address: str) -> None:
     assert costs[0].split() == ["visual", "tokens", "576", "100", "17%"]
     assert [row.split("\t")[0] for row in costs] == [
         "visual tokens",
-        "mean of layers",
+        "layers' mean",
         "prefill FLOPs",
         "KV memory",
         "prefill time",
@@ -108,7 +112,7 @@ def test_sweep(visitor: Any, address: str) -> None:
     visitor.tab("Sweep the budget") if page.viewport_size["width"] > 400 else _from_menu(page, "Sweep the budget")
     page.locator("#sweep").click()
     page.wait_for_function("document.querySelectorAll('#plot .point').length === 10")
-    page.wait_for_selector("#point svg")
+    page.wait_for_selector("#point .overlay svg")
     assert "answer" in visitor.text("#plot .flips")
     tokens = [label.split()[0] for label in page.locator("#plot .point").evaluate_all("p => p.map(e => e.ariaLabel)")]
     assert tokens[0] == "576"
@@ -133,6 +137,7 @@ def test_layers(visitor: Any, address: str) -> None:
     page.locator("#ask").click()
     visitor.wait_for_answer("64 tokens, pyramiddrop")
     visitor.tab("Layers")
+    assert page.locator("#stages").locator("xpath=..").get_by_role("slider").count() == 1
     counts = []
     for place in (3, 2, 1):
         page.get_by_text(f"Stage {place} of 3").wait_for()
@@ -159,7 +164,9 @@ def test_keyboard_alone(visitor: Any, address: str) -> None:
         if page.evaluate("document.activeElement.closest('#question') !== null"):
             break
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelector('#answers .asked').innerText === 'what shape is the purple one ?'")
+    page.wait_for_function(
+        "document.querySelector('#answers .question').innerText === 'what shape is the purple one ?'"
+    )
     assert visitor.wait_for_answer("64 tokens, divprune") in ("diamond", "square", "circle", "cross", "heart", "ring")
     assert visitor.kept() == 64
 
@@ -174,6 +181,15 @@ def test_link_and_program(visitor: Any, address: str) -> None:
     page.goto(link)
     page.wait_for_selector("#overlay svg")
     assert visitor.wait_for_answer("64 tokens, fastv(layer=3)") == "1"
+
+
+def test_link_to_a_comparison(visitor: Any, address: str) -> None:
+    page = visitor.open(address, "?budget=32&example=2&tab=compare&compare=random,pool")
+    page.wait_for_function("document.querySelectorAll('#gallery .card').length === 2")
+    page.get_by_text("Python for this").click()
+    page.wait_for_function("document.querySelector('#link textarea, #link input').value.includes('random%2Cpool')")
+    assert "for pruner in [" in visitor.text("#snippet")
+    assert page.locator("#question textarea").input_value() == load_examples(3)[2].question
 
 
 def test_link_with_nonsense(visitor: Any, address: str) -> None:
@@ -219,6 +235,40 @@ def test_without_a_picture_or_a_question(visitor: Any, address: str) -> None:
     page.get_by_label("Remove Image").click()
     page.locator("#ask").click()
     page.locator("#message").get_by_text("no picture yet").wait_for()
+
+
+def test_several_pictures_in_one_prompt(visitor: Any, address: str, tmp_path: Path) -> None:
+    page = visitor.open(address)
+    for number, example in enumerate(load_examples(2)):
+        example.picture.save(tmp_path / f"{number}.png")
+    page.get_by_text("More settings").click()
+    page.locator("#more-pictures input[type=file]").set_input_files([tmp_path / "0.png", tmp_path / "1.png"])
+    page.locator("#more-pictures").get_by_text("1.png").wait_for()
+    page.locator("#ask").click()
+    visitor.wait_for_answer("192 tokens, divprune")
+    assert page.locator("#overlay .overlay").count() == 3
+    assert visitor.kept() == 3 * 64
+    assert page.locator("#answers .mark").count() == 0
+
+
+def test_video(visitor: Any, film_address: str, tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (112, 84), (10 * number, 90, 120)) for number in range(16)]
+    frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
+    (tmp_path / "notes.mp4").write_text("hello")
+    visitor.address = film_address
+    page = visitor.open(film_address)
+    page.get_by_text("All 49 tokens stay").wait_for()
+    page.locator("#film input[type=file]").set_input_files(tmp_path / "notes.mp4")
+    page.get_by_text("notes.mp4 is no video that can be read").wait_for()
+    page.locator("#film").get_by_label("Clear").click()
+    page.locator("#film input[type=file]").set_input_files(tmp_path / "film.gif")
+    page.get_by_text("49 of 560 tokens stay").wait_for()
+    visitor.set_budget(30)
+    page.locator("#ask").click()
+    visitor.wait_for_answer("30 tokens, divprune")
+    captions = page.locator("#overlay figcaption").all_inner_texts()
+    assert len(captions) == 4
+    assert sum(int(caption.split()[1]) for caption in captions) == visitor.kept() == 30
 
 
 def test_stop(visitor: Any, address: str) -> None:

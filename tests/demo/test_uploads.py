@@ -1,41 +1,15 @@
 from __future__ import annotations
 
-import io
 import random
 import resource
-import struct
-import zlib
 from pathlib import Path
 
-import numpy as np
 import pytest
+from broken_files import FORMATS, broken_file, encoded, huge_png, noise
 from PIL import Image
 
 from vtprune.demo.pictures import MOST_PIXELS, read_upload
 from vtprune.eval.pictures import PictureError
-
-FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")
-
-
-def noise(width: int = 40, height: int = 30, mode: str = "RGB") -> Image.Image:
-    values = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(values).convert(mode)
-
-
-def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, kind, **options)
-    return file.getvalue()
-
-
-def huge_png(width: int, height: int) -> bytes:
-    """A few bytes that claim to be a picture of that size."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 100)), (b"IEND", b"")]
-    body = b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
-    )
-    return b"\x89PNG\r\n\x1a\n" + body
 
 
 def refused(path: Path | None) -> str:
@@ -102,32 +76,13 @@ def test_wrong_extension_does_not_matter(tmp_path: Path) -> None:
     assert found.note == ""
 
 
-def broken(rng: random.Random, number: int) -> tuple[str, bytes]:
-    """A file that may or may not be a picture."""
-    kind = FORMATS[number % len(FORMATS)]
-    data = bytearray(encoded(noise(), kind))
-    match rng.randrange(5):
-        case 0:
-            data = data[: rng.randrange(len(data))]
-        case 1:
-            for _ in range(rng.randrange(1, 40)):
-                data[rng.randrange(len(data))] = rng.randrange(256)
-        case 2:
-            data = bytearray(rng.randbytes(rng.randrange(400)))
-        case 3:
-            data = bytearray(huge_png(rng.choice((0, 1, 9000, 2**31 - 1)), rng.choice((0, 1, 9000, 2**31 - 1))))
-        case _:
-            data = bytearray("words ".encode(rng.choice(("utf-8", "utf-16"))) * rng.randrange(50))
-    return f"file{number}.{rng.choice(('png', 'jpg', 'gif', 'txt', 'webp'))}", bytes(data)
-
-
 def test_two_hundred_broken_files(tmp_path: Path) -> None:
     """Each gives a picture that can be used or a message, and memory stays where it is."""
     rng = random.Random(1)
     refusals = 0
     before = 0
     for number in range(200):
-        path = write(tmp_path, *broken(rng, number))
+        path = write(tmp_path, *broken_file(rng, number))
         said = ""
         try:
             found = read_upload(path)

@@ -59,7 +59,7 @@ def test_older_results_without_pictures_and_times(tmp_path: Path) -> None:
     section = only_section(tmp_path)
     assert section.questions.clusters is None
     assert section.pruned[0].prefill_seconds is None
-    assert section.pruned[0].kind_scores() == {}
+    assert section.pruned[0].kind_scores == {}
     assert section.pruned[0].estimate.low is not None
 
 
@@ -160,7 +160,11 @@ def test_answers_that_cannot_be_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("method", "nominal"),
-    [("divprune", 64), ("fastv", (1 * 576 + 7 * 64) / 8), ("fastv(layer=3)", (2 * 576 + 6 * 64) / 8)],
+    [
+        ("divprune", 64),
+        ("fastv", (1 * 576 + 7 * 64) / 8),
+        ("fastv(layer=3)", (2 * 576 + 6 * 64) / 8),
+    ],
 )
 @pytest.mark.parametrize("layers", [8, None])
 def test_nominal_tokens(tmp_path: Path, method: str, nominal: float, layers: int | None) -> None:
@@ -168,10 +172,16 @@ def test_nominal_tokens(tmp_path: Path, method: str, nominal: float, layers: int
     assert only_section(tmp_path).pruned[0].nominal_tokens == pytest.approx(nominal)
 
 
+def test_nominal_tokens_of_a_chain() -> None:
+    """DivPrune leaves 96 for a budget of 16, FastV the rest before layer 2."""
+    record = {"pruner": "divprune/fastv", "label": "divprune/fastv", "tokens_full": 576.0, "tokens_kept": 16.0}
+    assert nominal_tokens({**record, "average_tokens": (2 * 96 + 6 * 16) / 8}) == pytest.approx((96 + 7 * 16) / 8)
+
+
 def test_nominal_tokens_that_nobody_knows() -> None:
-    record = {"pruner": "fastv", "options": {}, "tokens_full": 576, "tokens_kept": 64, "average_tokens": 100.5}
+    record = {"pruner": "fastv", "label": "fastv", "tokens_full": 576, "tokens_kept": 64, "average_tokens": 100.5}
     assert nominal_tokens(record) is None
-    assert nominal_tokens({**record, "pruner": "gone"}) is None
+    assert nominal_tokens({**record, "label": "gone"}) is None
 
 
 def test_as_many_tokens() -> None:
@@ -232,5 +242,5 @@ def test_scores_by_kind(tmp_path: Path) -> None:
         return float(question % 2 == 0 or tokens == TOKENS)
 
     make_results(tmp_path, ("stride",), (64,), score=score)
-    found = only_section(tmp_path).pruned[0].kind_scores()
+    found = only_section(tmp_path).pruned[0].kind_scores
     assert {kind: (part.value, part.n) for kind, part in found.items()} == {"color": (1.0, 20), "count": (0.0, 20)}

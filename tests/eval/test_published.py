@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from made_results import make_results
 
-from vtprune.eval import published
 from vtprune.eval.analysis import Section, read_folder
 from vtprune.eval.embedded import MODEL_DIR
 from vtprune.eval.models import EMBEDDED, fingerprint
-from vtprune.eval.published import matches, unmatched_reason
+from vtprune.eval.published import BENCHMARKS, matches, unmatched_reason
+from vtprune.method_docs import published
 
 LLAVA = "llava-hf/llava-1.5-7b-hf"
 
@@ -110,7 +110,7 @@ def test_benchmarks_are_columns_and_tasks_of_lmms_eval() -> None:
         names |= set(
             re.findall(r"""^task:\s*["']?([\w.-]+)["']?\s*$""", path.read_text(encoding="utf-8"), re.MULTILINE)
         )
-    columns = set(published.published()[0])
-    for column, benchmark in published.BENCHMARKS.items():
+    columns = set(published()[0])
+    for column, benchmark in BENCHMARKS.items():
         assert column in columns
         assert set(benchmark.tasks) <= names, column

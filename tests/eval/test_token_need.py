@@ -9,7 +9,7 @@ from made_results import TOKENS, make_results
 from vtprune.eval.analysis import read_folder
 from vtprune.eval.token_need import Point, TokenNeed, need_of, token_needs
 
-ANSWERS = {
+ANSWERS: dict[str, tuple[int, ...]] = {
     "always": (1, 1, 1),
     "from the middle": (0, 1, 1),
     "with all": (0, 0, 1),
@@ -80,7 +80,7 @@ def test_an_oracle_does_not_choose_among_seeds(tmp_path: Path) -> None:
     make_results(tmp_path, ("random",), (64, 32), seeds=(0, 1, 2), score=score, questions=30)
     (found,) = token_needs(read_folder(tmp_path).sections[0])
     assert found.needs == pytest.approx((2 / 3, 0, 1 / 3))
-    assert found.fixed[0] == Point(32, pytest.approx(2 / 3))
+    assert (found.fixed[0].tokens, found.fixed[0].value) == pytest.approx((32, 2 / 3))
 
 
 def test_one_budget_is_no_choice(tmp_path: Path) -> None:

@@ -49,7 +49,9 @@ def engine(folder: Path, architecture: str, options: dict[str, Any] | None, **se
         cleanup_dist_env_and_memory()
 
 
-def answers(llm: Any, prompts: Sequence[str], images: Sequence[Any], options: Any = None, tokens: int = 12) -> list[Any]:
+def answers(
+    llm: Any, prompts: Sequence[str], images: Sequence[Any], options: Any = None, tokens: int = 12
+) -> list[Any]:
     """Greedy answers: for each prompt the tokens and how long the prompt was, image tokens included.
 
     Args:

@@ -17,7 +17,6 @@ from typing import Any
 
 import httpx
 from PIL import Image
-
 from serving.engines import SETTINGS
 
 NAME = "embedded"
@@ -35,7 +34,9 @@ def server(log: Path, options: Sequence[str], more: Sequence[str] = ()) -> Itera
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    small = "--dtype float32 --max-model-len 1280 --max-num-seqs 16 --enforce-eager --disable-uvicorn-access-log".split()
+    small = (
+        "--dtype float32 --max-model-len 1280 --max-num-seqs 16 --enforce-eager --disable-uvicorn-access-log".split()
+    )
     command = [sys.executable, "-c", "from vtprune.cli import main; main()", "serve", NAME, *options, *small]
     command += ["--host", "127.0.0.1", "--port", str(port), "--limit-mm-per-prompt", '{"image": 3}', *more]
     environment = {**os.environ, **SETTINGS, "HF_HUB_OFFLINE": "1"}
@@ -58,7 +59,7 @@ def server(log: Path, options: Sequence[str], more: Sequence[str] = ()) -> Itera
 
 
 def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + 240
+    end = time.monotonic() + 600
     while time.monotonic() < end:
         if process.poll() is not None:
             break

@@ -10,8 +10,9 @@ import torch
 
 pytest.importorskip("vllm.entrypoints", reason="vLLM has an environment of its own, which .ci/vllm makes")
 
-import vtprune
 from serving.engines import LLAVA, answers, engine
+
+import vtprune
 from vtprune.adapters.vllm.eligibility import refusal
 from vtprune.budget import Budget
 from vtprune.eval.embedded import MODEL_DIR

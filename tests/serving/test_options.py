@@ -68,7 +68,7 @@ SERVED = set(
     "divprune downsample fastervlm globalcom2 gprune hiprune hired holov m3 pool prumerge prumerge+ random scope stride "
     "tome visionzip vispruner".split()
 )
-REASONS = {"decoder layer": 12, "looks at the question": 5, "leaves an image no token": 1}
+REASONS = {"decoder layer": 13, "looks at the question": 4, "leaves an image no token": 1}
 
 
 def test_every_method_is_served_or_refused_with_a_reason() -> None:
@@ -91,7 +91,7 @@ def test_every_method_is_served_or_refused_with_a_reason() -> None:
         ({"pruner": "prumerge", "budget": "adaptive"}, "an adaptive budget"),
         ({"budget": "flops:0.5"}, "a share of FLOPs"),
         ({"budget": {"tokens": 64, "per": "prompt"}}, "a budget per prompt"),
-        ({"pruner": "hired(first=9)"}, "looks at encoder layers"),
+        ({"pruner": "hiprune(object_layer=9)"}, "looks at encoder layers"),
     ],
 )
 def test_what_cannot_be_served(given: Any, match: str) -> None:

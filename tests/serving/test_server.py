@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +12,8 @@ import pytest
 pytest.importorskip("vllm.entrypoints", reason="vLLM has an environment of its own, which .ci/vllm makes")
 
 import httpx
-
 from serving.servers import answer, as_url, body, server
+
 from vtprune.eval.embedded import load_questions
 from vtprune.eval.embedded.scenes import render
 
@@ -111,4 +110,6 @@ def test_bad_requests_among_good_ones(address: str, bodies: list[dict[str, Any]]
     with ThreadPoolExecutor(8) as pool:
         replies = list(pool.map(lambda request: ask(address, request), mixed))
     assert all(400 <= reply.status_code < 500 for reply in replies[1::2])
-    assert [answer(reply) for reply in replies[::2]] == [answer(ask(address, request)) for request in bodies[: len(bad)]]
+    assert [answer(reply) for reply in replies[::2]] == [
+        answer(ask(address, request)) for request in bodies[: len(bad)]
+    ]

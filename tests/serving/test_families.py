@@ -1,0 +1,102 @@
+"""Tiny random models of the other families: the tokens of transformers, with several pictures of many sizes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+pytest.importorskip("vllm.entrypoints", reason="vLLM has an environment of its own, which .ci/vllm makes")
+
+from serving import folders
+from serving.engines import answers, engine
+
+import vtprune
+from vtprune.adapters.vllm import ARCHITECTURES
+from vtprune.eval.embedded.scenes import render, sample_scene
+from vtprune.eval.grid import parse_pruner
+
+MARKS = {
+    "llava_next": "<image>",
+    "llava_onevision": "<image>",
+    "internvl": "<IMG_CONTEXT>",
+    "qwen2_5_vl": "<|vision_start|> <|image_pad|> <|vision_end|>",
+    "qwen3_vl": "<|vision_start|> <|image_pad|> <|vision_end|>",
+}
+GRIDS = ("qwen2_5_vl", "qwen3_vl")
+OPTIONS: tuple[tuple[str, Any], ...] = (
+    ("divprune", 6),
+    ("random(seed=2)", 0.5),
+    ("fastervlm", 5),
+    ("visionzip", 8),
+    ("hired", 7),
+    ("tome", 9),
+    ("divprune", 1.0),
+)
+
+
+class Served(NamedTuple):
+    """A family in both engines."""
+
+    family: str
+    llm: Any
+    model: Any
+    processor: Any
+
+
+@pytest.fixture(scope="module", params=MARKS)
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    family = request.param
+    torch.manual_seed(1)
+    folder: Path = getattr(folders, family)(tmp_path_factory.mktemp(family))
+    model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    processor: Any = AutoProcessor.from_pretrained(folder)
+    options = {"pruner": "divprune", "budget": 6}
+    with engine(folder, ARCHITECTURES[family][1], options, max_model_len=512, max_num_batched_tokens=40) as llm:
+        yield Served(family, llm, model, processor)
+
+
+def questions(family: str) -> tuple[list[str], list[list[Image.Image]]]:
+    """Prompts with one picture each, and one with two and text around them."""
+    rng = random.Random(family)
+    sizes = [(64, 64), (90, 50), (60, 130), (100, 100), (48, 96)]
+    pictures = [render(sample_scene(rng)).resize(size) for size in sizes]
+    mark = MARKS[family]
+    prompts = [f"w1 w2 {mark} w{3 + number} w9" for number in range(len(pictures))]
+    rows = [[picture] for picture in pictures]
+    if family != "llava_onevision":  # transformers gives pictures that share a prompt one view each
+        prompts.append(f"w4 {mark} w5 w6 {mark} w7")
+        rows.append([pictures[1], pictures[2]])
+    return prompts, rows
+
+
+def expected(served: Served, prompts: list[str], rows: list[list[Image.Image]], pruner: str, budget: Any) -> list[Any]:
+    positions = "keep" if served.family in GRIDS else "pack"
+    found = []
+    with vtprune.pruning(served.model, parse_pruner(pruner), budget=budget, positions=positions), torch.no_grad():
+        for prompt, pictures in zip(prompts, rows, strict=True):
+            inputs = served.processor(text=[prompt], images=pictures, return_tensors="pt")
+            made = served.model.generate(**inputs, max_new_tokens=8, do_sample=False)
+            length = inputs["input_ids"].shape[1]
+            found.append(made[0, length:].tolist())
+    return found
+
+
+@pytest.mark.parametrize(("pruner", "budget"), OPTIONS)
+def test_answers_are_those_of_transformers(served: Served, pruner: str, budget: Any) -> None:
+    prompts, rows = questions(served.family)
+    found = answers(served.llm, prompts, rows, {"pruner": pruner, "budget": budget}, tokens=8)
+    assert [tokens for tokens, _ in found] == expected(served, prompts, rows, pruner, budget)
+    if isinstance(budget, int):
+        texts = [len(prompt.split()) - len(row) for prompt, row in zip(prompts, rows, strict=True)]
+        marks = 2 if served.family == "internvl" else 0
+        lengths = [length for _, length in found]
+        assert lengths == [
+            text + (budget + marks) * len(row) for text, row in zip(texts, rows, strict=True)
+        ]
