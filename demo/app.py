@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -305,32 +306,41 @@ def launch(
         ValueError: The model cannot be loaded or pruned.
         OSError: The port is not free.
     """
+    if port is not None:
+        _check_port(host, port)
     studio = Studio(load(model, device=device, dtype=dtype, text_tower=text_tower))
     app = build_app(studio)
     app.queue(max_size=64)
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    try:
-        _, address, _ = app.launch(
-            share=share,
-            server_port=port,
-            server_name=host,
-            theme=theme,
-            css_paths=[STYLE],
-            footer_links=["api"],
-            prevent_thread_lock=True,
-            show_error=False,
-            max_file_size="40mb",
-            ssr_mode=False,
-            enable_monitoring=False,
-        )
-    except OSError as error:
-        if port is None:
-            raise
-        raise OSError(f"port {port} is not free; name another one, or none for the first free one") from error
+    _, address, _ = app.launch(
+        share=share,
+        server_port=port,
+        server_name=host,
+        theme=theme,
+        css_paths=[STYLE],
+        footer_links=["api"],
+        prevent_thread_lock=True,
+        show_error=False,
+        max_file_size="40mb",
+        ssr_mode=False,
+        enable_monitoring=False,
+    )
     gc.enable()  # the command line switches it off for the start
     if block:
         app.block_thread()
     return str(address)
+
+
+def _check_port(host: str | None, port: int) -> None:
+    """Tells before a model is loaded that somebody else listens there."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host or "127.0.0.1", port))
+        except OSError as error:
+            raise OSError(
+                f"port {port} cannot be had ({error.strerror}); name another one, or none for the first free one"
+            ) from error
 
 
 if __name__ == "__main__":

@@ -208,7 +208,7 @@ class Section:
     """One model on the questions of one task.
 
     Args:
-        entries: The full model first, then the baselines, then the methods as they were run.
+        entries: The full model first, then the baselines, then the methods as they were run; large budgets first.
         failed: Cells that raised an error.
         questions: Those of the task.
     """
@@ -452,7 +452,13 @@ def _section(cells: Sequence[tuple[Path, Record]]) -> Section:
         for key, runs in groups.items()
     ]
     failed = tuple(record for _, record in cells if record["status"] != DONE)
-    return Section(tuple(sorted(entries, key=_rank)), failed, questions)
+    return Section(tuple(_in_order(entries)), failed, questions)
+
+
+def _in_order(entries: Sequence[Entry]) -> list[Entry]:
+    """Methods as they were first run but for what comes in front; of each the largest budget first."""
+    labels = list(dict.fromkeys(entry.label for entry in entries))
+    return sorted(entries, key=lambda entry: (_rank(entry), labels.index(entry.label), -entry.average_tokens))
 
 
 def _rank(entry: Entry) -> int:

@@ -49,8 +49,8 @@ def refusal(pruner: Pruner, budget: Budget, abilities: Abilities | None = None) 
 def _refused_method(pruner: Pruner) -> str | None:
     if inside := [layer for layer in pruner.layers if layer > 0]:
         return (
-            f"{pruner.name} removes tokens before decoder layer {inside[0]}: vLLM has one number of tokens and one block "
-            "table for all layers"
+            f"{pruner.name} removes tokens before decoder layer {inside[0]}: vLLM has one number of tokens and one "
+            "block table for all layers"
         )
     if pruner.query_aware or pruner.signals & _OF_TEXT:
         return (

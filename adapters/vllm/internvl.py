@@ -41,7 +41,7 @@ def abilities(config: Any) -> Abilities:
             f"{config.vision_feature_select_strategy!r} are not supported; they must be -1 and 'default'"
         )
     missing = {
-        Signal.ENCODER_CLS: f"{_ARCHITECTURE} merges patches before it projects them, and a CLS token has none to merge",
+        Signal.ENCODER_CLS: f"{_ARCHITECTURE} merges patches, and a CLS token has none to merge with",
         Signal.PIXELS: f"the vision tower of {_ARCHITECTURE} is not known to take smaller pictures",
     }
     return Abilities(_ARCHITECTURE, Depths(int(config.get_text_config().num_hidden_layers), depth), missing)
@@ -91,6 +91,7 @@ class VtpruneInternVLProcessor(PrunedProcessor, InternS1MultiModalProcessor):
 class VtpruneInternVLForConditionalGeneration(PrunedModel, InternS1ForConditionalGeneration):
     """InternVL whose images keep the tokens that the chosen method keeps."""
 
+    num_image_token: int
     adapter_class = ServedInternVLAdapter
     abilities_of = staticmethod(abilities)
 

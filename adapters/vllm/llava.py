@@ -128,6 +128,10 @@ class LlavaTower:
     @cached_property
     def vision(self) -> Vision:
         """The layers of CLIP or SigLIP as vLLM builds them, and vLLM's own attention in each."""
+        return self.seen_through(self.model.multi_modal_projector)
+
+    def seen_through(self, projector: nn.Module | None) -> Vision:
+        """The tower, with a projector that maps each row of features to a token or without one."""
         config = self.model.config
         encoder: Any = self.model.vision_tower.vision_model.encoder
         layers = tuple(encoder.layers)
@@ -139,7 +143,7 @@ class LlavaTower:
             layers,
             tuple(layer.self_attn.attn for layer in layers),
             (feature,),
-            self.model.multi_modal_projector,
+            projector,
             cls=0 if has_cls else None,
             prefix=int(has_cls),
         )
@@ -153,7 +157,6 @@ class LlavaTowerModel(PrunedModel):
     """Mixed into models whose tower is that of LLaVA."""
 
     hf_to_vllm_mapper: Any
-    config: Any
     vision_tower: Any
     _looked_at: Sequence[int] = (0,)
 

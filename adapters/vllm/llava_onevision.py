@@ -43,7 +43,7 @@ class ServedLlavaOnevisionAdapter(LlavaTower, LlavaOnevisionAdapter):
     @cached_property
     def vision(self) -> Vision:
         """Without a projector to go through, as tokens are interpolated from features after it."""
-        return replace(LlavaTower.vision.func(self), projector=None)
+        return self.seen_through(None)
 
 
 class VtpruneLlavaOnevisionInfo(PrunedInfo, LlavaOnevisionProcessingInfo):

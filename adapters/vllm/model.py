@@ -30,12 +30,16 @@ class PrunedModel(_Model):
     Pictures that ask for different things are encoded together and pruned apart.
     """
 
+    # vLLM remembers these for a class until the file of that class changes, whatever happens to this one.
+
     supports_encoder_tp_data: ClassVar[bool] = False  # each device would see the attention of its own pictures only
+    supports_mm_device_do_normalize: ClassVar[bool] = False  # methods draw from the pixels as transformers makes them
     supports_encoder_cudagraph: ClassVar[bool] = False  # what a method looks at is taken while the tower runs
 
     positions: ClassVar[str] = "pack"
     """A placeholder that is not there takes no position, where positions are plain numbers."""
 
+    config: Any
     adapter_class: ClassVar[type[Adapter]]
     abilities_of: ClassVar[Any]
 

@@ -48,7 +48,8 @@ class GridPositionsModel(PrunedModel):
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[torch.Tensor, int]:
         """Positions of the unpruned prompt, of which pruned pictures keep as many as they have placeholders."""
         tokens: list[int] = []
-        whole, columns = [], []
+        whole: list[Any] = []
+        columns: list[int] = []
         end = shift = 0
         starts = []
         for feature in sorted(mm_features, key=lambda found: found.mm_position.offset):

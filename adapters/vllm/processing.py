@@ -46,7 +46,7 @@ class PrunedInfo(_Info):
 
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
         """Those of unpruned pictures, which requests may ask for, whatever the dummy ones keep."""
-        found = super().get_mm_max_tokens_per_item(seq_len, mm_counts)
+        found: Mapping[str, int] | None = super().get_mm_max_tokens_per_item(seq_len, mm_counts)
         if found is not None:
             return found
         model: Any = self

@@ -45,10 +45,11 @@ class VtpruneQwen3VLProcessor(PrunedProcessor, Qwen3VLMultiModalProcessor):
 class VtpruneQwen3VLForConditionalGeneration(GridModel, Qwen3VLForConditionalGeneration):
     """Qwen3-VL whose images keep the tokens that the chosen method keeps, and what DeepStack adds to these."""
 
+    multiscale_dim: int
     adapter_class = ServedQwen3VLAdapter
     abilities_of = staticmethod(abilities)
 
     @property
     def embedding_width(self) -> int:
         """The states, and what is added behind each of the first layers."""
-        return self.width + (int(self.multiscale_dim) if self.use_deepstack else 0)
+        return self.width + (self.multiscale_dim if self.use_deepstack else 0)

@@ -1,4 +1,4 @@
-"""The library's own selection, run on the image features of vLLM's tower: a prompt of visual tokens and nothing else."""
+"""The library's own selection, run on the features of vLLM's tower: a prompt of visual tokens and nothing else."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def _attention(record: VisionRecord, number: int, gather: Gather) -> Callable[..
     def see(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if module.attn_backend.name == "FLASHINFER":
             raise ValueError(
-                "FlashInfer's borders between pictures cannot be read; start vLLM with another --mm-encoder-attn-backend"
+                "FlashInfer's borders between pictures cannot be read; choose another --mm-encoder-attn-backend"
             )
         given = {**dict(zip(("query", "key", "value", "cu_seqlens"), args, strict=False)), **kwargs}
         query, key = (

@@ -44,6 +44,8 @@ def section_cautions(section: Section) -> list[str]:
     unmatched: dict[str, list[str]] = {}
     counts_needed: set[int] = set()
     for entry in section.pruned:
+        if section.full is not None and entry.average_tokens >= section.full.average_tokens:
+            continue  # all tokens: the full model is its baseline
         for name in BASELINES:
             if not entry.is_baseline and name not in missing and section.baseline(name, entry) is None:
                 unmatched.setdefault(f"{entry.name} ({entry.average_tokens:.0f})", []).append(name)

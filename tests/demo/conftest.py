@@ -97,7 +97,7 @@ class Visitor:
     def open(self, address: str, query: str = "") -> Page:
         """Opens the page and waits until it shows something."""
         self.page.goto(f"{address}{query}")
-        self.page.wait_for_selector("#overlay svg")
+        self.page.wait_for_selector("#overlay .overlay svg", state="attached")
         return self.page
 
     def tab(self, name: str) -> None:

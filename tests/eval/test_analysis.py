@@ -31,6 +31,14 @@ def test_baselines_come_first(tmp_path: Path) -> None:
     assert [entry.is_baseline for entry in section.entries] == [False, *[True] * 4, False, False]
 
 
+def test_budgets_of_a_method_stand_together(tmp_path: Path) -> None:
+    """A sweep measures baselines at further budgets when all else is done."""
+    make_results(tmp_path, ("random", "divprune"), (64, 32))
+    make_results(tmp_path, ("random",), (192,), full=False)
+    found = [(entry.label, round(entry.average_tokens)) for entry in only_section(tmp_path).pruned]
+    assert found == [*(("random", tokens) for tokens in (192, 64, 32)), ("divprune", 64), ("divprune", 32)]
+
+
 def test_seeds_are_pooled(tmp_path: Path) -> None:
     def score(label: str, tokens: float, seed: int, question: int) -> float:
         return float(question < (10, 20, 30)[seed])

@@ -156,6 +156,12 @@ def test_cautions(tmp_path: Path) -> None:
     assert any("2 different versions" in line for line in found)
 
 
+def test_a_method_that_keeps_everything_needs_no_baseline(tmp_path: Path) -> None:
+    make_results(tmp_path, METHODS, (64,))
+    make_results(tmp_path, ("flashvlm",), (TOKENS,), full=False)
+    assert cautions(read_folder(tmp_path)) == []
+
+
 def test_the_same_caution_for_several_tasks_is_said_once(tmp_path: Path) -> None:
     make_results(tmp_path, ("random", "divprune"), (64,), tasks=("gqa", "pope"))
     assert [line.split(":")[0] for line in cautions(read_folder(tmp_path))] == ["embedded on gqa; embedded on pope"]

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import vtprune.adapters.vllm
+
+_SOURCES = sorted(Path(vtprune.adapters.vllm.__file__).parent.glob("*.py"))
+_VERSION = hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()[:12]
+
 SETTINGS = {
     "OMP_NUM_THREADS": "1",
+    # vLLM remembers what a model class supports, and forgets it only if that class's own file changes.
+    "VLLM_CACHE_ROOT": str(Path(tempfile.gettempdir()) / f"vtprune-vllm-{_VERSION}"),
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",

@@ -104,6 +104,13 @@ def tokenizer(image: str = "<image>", video: str = "<video>") -> PreTrainedToken
     )
 
 
+def number(words: PreTrainedTokenizerFast, mark: str) -> int:
+    """The id of a mark."""
+    found = words.convert_tokens_to_ids(mark)
+    assert isinstance(found, int)
+    return found
+
+
 def save(folder: Path, model: Any, processor: Any) -> Path:
     """Writes a model, its weights larger than initialised, so that answers depend on the pictures."""
     with torch.no_grad():
@@ -123,7 +130,7 @@ def llava_next(folder: Path) -> Path:
     config = LlavaNextConfig(
         vision_config=CLIPVisionConfig(**PATCHED),
         text_config=LlamaConfig(**TEXT),
-        image_token_index=words.convert_tokens_to_ids("<image>"),
+        image_token_index=number(words, "<image>"),
         image_grid_pinpoints=PINPOINTS,
         image_seq_length=16,
         tie_word_embeddings=False,
@@ -143,8 +150,8 @@ def llava_onevision(folder: Path) -> Path:
     config = LlavaOnevisionConfig(
         vision_config=SiglipVisionConfig(**PATCHED, vision_use_head=False),
         text_config=Qwen2Config(**TEXT),
-        image_token_index=words.convert_tokens_to_ids("<image>"),
-        video_token_index=words.convert_tokens_to_ids("<video>"),
+        image_token_index=number(words, "<image>"),
+        video_token_index=number(words, "<video>"),
         image_grid_pinpoints=PINPOINTS,
         vision_aspect_ratio="anyres_max_9",
         tie_word_embeddings=False,
@@ -168,7 +175,7 @@ def internvl(folder: Path) -> Path:
     config = InternVLConfig(
         vision_config=vision,
         text_config=Qwen2Config(**TEXT),
-        image_token_id=words.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_token_id=number(words, "<IMG_CONTEXT>"),
         image_seq_length=16,
         tie_word_embeddings=False,
     )
@@ -191,7 +198,7 @@ def qwen2_5_vl(folder: Path) -> Path:
         "fullatt_block_indexes": [2],
         "window_size": 56,
     }
-    ids = {name: words.convert_tokens_to_ids(mark) for name, mark in QWEN_IDS.items()}
+    ids: dict[str, Any] = {name: number(words, mark) for name, mark in QWEN_IDS.items()}
     text = {**TEXT, "rope_parameters": rope}
     text.pop("head_dim")
     config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, **ids)
@@ -216,7 +223,7 @@ def qwen3_vl(folder: Path) -> Path:
         "num_position_embeddings": 36,
         "deepstack_visual_indexes": [0, 1],
     }
-    ids = {name: words.convert_tokens_to_ids(mark) for name, mark in QWEN_IDS.items()}
+    ids: dict[str, Any] = {name: number(words, mark) for name, mark in QWEN_IDS.items()}
     text = {**TEXT, "rope_parameters": rope}
     config = Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, **ids)
     size = {"shortest_edge": 64 * 64, "longest_edge": 384 * 384}

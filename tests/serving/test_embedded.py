@@ -1,4 +1,4 @@
-"""The embedded model in vLLM: for each method the tokens of transformers, from prompts as much shorter as they must be."""
+"""The embedded model in vLLM: for each method the tokens of transformers, from prompts as short as they must be."""
 
 from __future__ import annotations
 

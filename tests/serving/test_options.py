@@ -65,8 +65,8 @@ def test_bad_options(given: Any, error: type[Exception], match: str) -> None:
 
 
 SERVED = set(
-    "divprune downsample fastervlm globalcom2 gprune hiprune hired holov m3 pool prumerge prumerge+ random scope stride "
-    "tome visionzip vispruner".split()
+    "divprune downsample fastervlm globalcom2 gprune hiprune hired holov m3 pool prumerge prumerge+ random scope "
+    "stride tome visionzip vispruner".split()
 )
 REASONS = {"decoder layer": 13, "looks at the question": 4, "leaves an image no token": 1}
 
@@ -137,7 +137,7 @@ def test_architectures() -> None:
     for model_type, (_, architecture) in ARCHITECTURES.items():
         assert architecture_for(model_type) == architecture
         assert architecture.startswith("Vtprune")  # never in place of vLLM's own
-    with pytest.raises(ValueError, match="'gemma3' cannot be served pruned; families that can: .*llava"):
+    with pytest.raises(ValueError, match=r"'gemma3' cannot be served pruned; families that can: .*llava"):
         architecture_for("gemma3")
 
 

@@ -79,7 +79,10 @@ def test_each_request_has_its_own_budget(address: str) -> None:
     assert [length - text for length in lengths] == [64, 192, 64, 16, 144, 576]
 
 
-PICTURE = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+PICTURE = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"
+    "+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
 BAD: dict[str, tuple[list[str], Any, str]] = {
     "unknown pruner": ([PICTURE], {"pruner": "nope"}, "unknown pruner 'nope'"),
     "budget of nothing": ([PICTURE], {"budget": 0}, "at least 1, got 0"),
