@@ -23,13 +23,14 @@ NAME = "embedded"
 
 
 @contextmanager
-def server(log: Path, options: Sequence[str], more: Sequence[str] = ()) -> Iterator[str]:
+def server(log: Path, options: Sequence[str], more: Sequence[str] = (), threads: str = "1") -> Iterator[str]:
     """The address of a server of the embedded model, which ends with the block.
 
     Args:
         log: File for what it prints.
         options: Of `vtprune serve`.
         more: Other options of `vllm serve`.
+        threads: Of vLLM.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -39,7 +40,7 @@ def server(log: Path, options: Sequence[str], more: Sequence[str] = ()) -> Itera
     )
     command = [sys.executable, "-c", "from vtprune.cli import main; main()", "serve", NAME, *options, *small]
     command += ["--host", "127.0.0.1", "--port", str(port), "--limit-mm-per-prompt", '{"image": 3}', *more]
-    environment = {**os.environ, **SETTINGS, "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, **SETTINGS, "OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1"}
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True

@@ -33,9 +33,7 @@ GRIDS = ("qwen2_5_vl", "qwen3_vl")
 OPTIONS: tuple[tuple[str, Any], ...] = (
     ("divprune", 6),
     ("random(seed=2)", 0.5),
-    ("fastervlm", 5),
     ("visionzip", 8),
-    ("hired", 7),
     ("tome", 9),
     ("divprune", 1.0),
 )
@@ -96,3 +94,44 @@ def test_answers_are_those_of_transformers(served: Served, pruner: str, budget: 
     found = answers(served.llm, prompts, rows, {"pruner": pruner, "budget": budget}, tokens=8)
     assert found == expected(served, prompts, rows, pruner, budget)
     assert len({tuple(tokens) for tokens, _ in found}) > 1
+
+
+@pytest.mark.parametrize("budget", [5, 1.0])
+def test_positions_are_those_of_the_whole_prompt(served: Served, budget: Any) -> None:
+    """Image, text and image: what the decoder is given, against transformers' own computation, gathered."""
+    if served.family not in GRIDS:
+        pytest.skip("positions are plain numbers")
+    mark = MARKS[served.family]
+    _, rows = questions(served.family)
+    prompt, pictures = f"w4 {mark} w5 w6 {mark} w7 w8", [rows[2][0], rows[3][0]]
+    inputs = served.processor(text=[prompt], images=pictures, return_tensors="pt")
+    model = served.model
+    with vtprune.pruning(model, "divprune", budget=budget, positions="keep"), torch.no_grad():
+        model.generate(**inputs, max_new_tokens=1)
+        stages = vtprune.report(model).stages
+    ids = inputs["input_ids"][0]
+    is_image = ids == model.config.image_token_id
+    left = ~is_image
+    left[stages[-1].kept[0] if stages else is_image.nonzero().flatten()] = True
+    kinds = {} if "mm_token_type_ids" not in inputs else {"mm_token_type_ids": inputs["mm_token_type_ids"]}
+    whole, _ = model.model.get_rope_index(inputs["input_ids"], image_grid_thw=inputs["image_grid_thw"], **kinds)
+    expected = whole[:, 0, left]
+
+    seen: list[torch.Tensor] = []
+    runner = served.llm.llm_engine.model_executor.driver_worker.worker.model_runner
+    decoder = runner.model.language_model.model
+
+    def see(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append(kwargs.get("positions", args[0] if args else None).clone())
+
+    # The decoder itself is called past its hooks.
+    handle = decoder.layers[0].register_forward_pre_hook(see, with_kwargs=True)
+    try:
+        answers(served.llm, [prompt], [pictures], {"pruner": "divprune", "budget": budget}, tokens=3)
+    finally:
+        handle.remove()
+    given = torch.cat(seen, dim=1)
+    count = int(left.sum())
+    assert given[:, :count].tolist() == expected.tolist()
+    following = whole.max() + 1 + torch.arange(given.shape[1] - count)
+    assert given[:, count:].tolist() == following.expand(3, -1).tolist()

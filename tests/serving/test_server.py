@@ -47,7 +47,7 @@ def bodies() -> list[dict[str, Any]]:
     scenes = [render(one.scene) for one in held_out[:12]]
     urls = [as_url(scene.resize((rng.randrange(64, 400), rng.randrange(64, 400)))) for scene in scenes]
     found = []
-    for _ in range(48):
+    for _ in range(24):
         pictures = rng.sample(urls, k=rng.choice((1, 1, 1, 2)))
         found.append(body(rng.choice(held_out).question, pictures, rng.choice(OPTIONS), tokens=6))
     return found
@@ -93,7 +93,7 @@ BAD: dict[str, tuple[list[str], Any, str]] = {
     "adaptive budget": ([PICTURE], {"pruner": "prumerge", "budget": "adaptive"}, "an adaptive budget"),
     "no picture": ([""], None, "is empty"),
     "corrupt picture": (["data:image/png;base64,bm9uc2Vuc2U="], None, "Failed to load image"),
-    "half a picture": ([PICTURE[:80]], None, "oad image"),
+    "half a picture": ([PICTURE[:82]], None, "oad image"),
     "too many pictures": ([PICTURE] * 4, None, "At most 3 image(s)"),
 }
 
