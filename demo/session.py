@@ -102,7 +102,7 @@ class Outcome:
         budget: The budget in words.
         positions: `"keep"` or `"pack"`.
         full: With all tokens.
-        pruned: With the budgeted ones.
+        pruned: With the budgeted ones; neither is timed where many are compared.
         agreement: Log-probability of the full model's answer under the pruned one; `None` where it was not asked.
         seen: Each picture as its tokens cover it; of a video its frames.
         layouts: How the tokens of each picture lie.
@@ -385,7 +385,7 @@ class Studio:
             stop.check()
             agreement = None if reference is None else self._log_probability(inputs, reference)
             stop.check()
-            seconds = first_token_seconds(self.loaded, inputs)
+            seconds = first_token_seconds(self.loaded, inputs) if show is not None else math.nan
             report = self._report()
         return _Answer(run_of(report, answer_text(self.loaded, ids), seconds), ids, report, agreement)
 

@@ -130,7 +130,11 @@ def compare(
 
 
 def chat_inputs(
-    loaded: LoadedModel, picture: Image.Image | Sequence[Image.Image], question: str, *, film: Sequence[Image.Image] = ()
+    loaded: LoadedModel,
+    picture: Image.Image | Sequence[Image.Image],
+    question: str,
+    *,
+    film: Sequence[Image.Image] = (),
 ) -> Any:
     """A prompt with one picture, or several in a row, and a question, on the model's device.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -49,7 +50,7 @@ _SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 
 WORDS = tuple("what color is the there a how many where which number word written yes no . ? top left".split())
 
-TEXT_SIZES = {
+TEXT_SIZES: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 128,
     "num_hidden_layers": 6,
@@ -172,7 +173,7 @@ def save_tiny_qwen(folder: Path) -> Path:
         "out_hidden_size": 64,
         "fullatt_block_indexes": [1],
     }
-    ids = {
+    ids: dict[str, Any] = {
         name: vocabulary[word]
         for name, word in zip(
             ["vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id"], marks, strict=False

@@ -100,8 +100,9 @@ def samples_of(folder: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
 def generated(tiny_folder: Path, questions: list[tuple[Image.Image, str]], tokens: int) -> list[str]:
     """What `generate` says about each question alone."""
     loaded = load(str(tiny_folder), device="cpu", dtype="float32")
+    model: Any = loaded.model
     found = []
-    with vtprune.pruning(loaded.model, "divprune", 9):
+    with vtprune.pruning(model, "divprune", 9):
         for picture, text in questions:
             content = [{"type": "image", "image": picture}, {"type": "text", "text": text}]
             inputs = loaded.processor.apply_chat_template(
@@ -111,7 +112,7 @@ def generated(tiny_folder: Path, questions: list[tuple[Image.Image, str]], token
                 return_dict=True,
                 return_tensors="pt",
             )
-            output = loaded.model.generate(**inputs, max_new_tokens=tokens, do_sample=False, pad_token_id=0)
+            output = model.generate(**inputs, max_new_tokens=tokens, do_sample=False, pad_token_id=0)
             new = output[:, inputs["input_ids"].shape[1] :]
             found += loaded.processor.batch_decode(new, skip_special_tokens=True)
     return found
@@ -157,7 +158,11 @@ def test_command_line_of_lmms_eval_sweep_and_generate_agree(
 def test_killed_sweep_resumes_to_the_same_results(
     tiny: ModuleType, tiny_folder: Path, tiny_tasks: Path, tmp_path: Path
 ) -> None:
-    grid = {"pruners": ("divprune", "random", "visionzip", "fastv(layer=2)"), "budgets": ("18", "9"), "limit": None}
+    grid: dict[str, Any] = {
+        "pruners": ("divprune", "random", "visionzip", "fastv(layer=2)"),
+        "budgets": ("18", "9"),
+        "limit": None,
+    }
     config = config_of(tiny_folder, tmp_path / "killed", tasks=(tiny.TASK,), include=(tiny_tasks,), **grid)
     command = [
         *(sys.executable, "-m", "vtprune", "sweep", "--model", tiny_folder, "--pruners", ",".join(grid["pruners"])),

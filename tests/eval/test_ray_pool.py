@@ -110,7 +110,7 @@ def test_a_lost_machine_costs_no_cell(cluster: Cluster, config: SweepConfig) -> 
     ("arguments", "message"),
     [({"workers": 0}, "workers must be at least 1"), ({"retries": -1}, "retries must be at least 0")],
 )
-def test_numbers_out_of_range(config: SweepConfig, arguments: dict[str, int], message: str) -> None:
+def test_numbers_out_of_range(config: SweepConfig, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RayPool(config, **arguments)
     assert not ray.is_initialized()

@@ -37,7 +37,9 @@ def tolerance_of(states: torch.Tensor, group: int, normalize_trace: bool) -> tor
     trace = traces_of(states, group)
     # Half precision comes with float32 sums; the clamp at 1e-10 of the torch code is part of the second number.
     relative, absolute = (1e-8, 1e-7) if states.dtype == torch.float32 else (1e-5, 1e-7)
-    return relative * (torch.ones_like(trace) if normalize_trace else trace + torch.xlogy(trace, trace).abs()) + absolute
+    return (
+        relative * (torch.ones_like(trace) if normalize_trace else trace + torch.xlogy(trace, trace).abs()) + absolute
+    )
 
 
 def assert_same(states: torch.Tensor, found: torch.Tensor, group: int, normalize_trace: bool) -> None:
@@ -100,7 +102,10 @@ def test_known_eigenvalues(spectrum: list[float], turned: bool, unit_trace: bool
     shares = values / trace if unit_trace else values
     expected = -torch.xlogy(shares, shares).sum() / torch.tensor(max(count, 2)).double().log()
     torch.testing.assert_close(
-        found.cpu(), expected[None], rtol=0, atol=1e-9 * float(1 if unit_trace else trace + torch.xlogy(trace, trace).abs())
+        found.cpu(),
+        expected[None],
+        rtol=0,
+        atol=1e-9 * float(1 if unit_trace else trace + torch.xlogy(trace, trace).abs()),
     )
 
 
