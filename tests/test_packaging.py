@@ -137,7 +137,12 @@ def test_readme_links_exist() -> None:
 
 @pytest.mark.parametrize("name", module_names())
 def test_doctests(name: str) -> None:
-    module = importlib.import_module(name)
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] != "vllm":
+            raise
+        pytest.skip("vLLM has an environment of its own, which .ci/vllm makes")
     failed, _ = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
     assert not failed, f"{failed} examples of {name} fail; their output is above"
 

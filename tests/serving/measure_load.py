@@ -47,7 +47,8 @@ def kv_bytes(tokens: int) -> int:
     from transformers import AutoConfig
 
     config: Any = AutoConfig.from_pretrained(MODEL_DIR).text_config
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4 * tokens
+    size: int = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
+    return size * tokens
 
 
 def main() -> None:

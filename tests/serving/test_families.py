@@ -122,7 +122,8 @@ def test_positions_are_those_of_the_whole_prompt(served: Served, budget: Any) ->
     decoder = runner.model.language_model.model
 
     def see(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append(kwargs.get("positions", args[0] if args else None).clone())
+        positions: torch.Tensor = kwargs["positions"] if "positions" in kwargs else args[0]
+        seen.append(positions.clone())
 
     # The decoder itself is called past its hooks.
     handle = decoder.layers[0].register_forward_pre_hook(see, with_kwargs=True)

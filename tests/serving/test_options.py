@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import shlex
+from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+import vtprune.adapters.vllm.command
+import vtprune.cli
 from vtprune.adapters.vllm import ARCHITECTURES, architecture_for
-from vtprune.adapters.vllm.command import serve_arguments
+from vtprune.adapters.vllm.command import command, serve_arguments
 from vtprune.adapters.vllm.eligibility import Abilities, refusal
 from vtprune.adapters.vllm.options import Options
 from vtprune.adapters.vllm.plan import Plan, Plans
@@ -165,3 +170,42 @@ def test_serve_arguments() -> None:
 def test_serve_refuses(pruner: str, others: list[str], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         serve_arguments("embedded", pruner, "64", others)
+
+
+def test_the_command_prints_what_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vtprune.cli, "find_spec", lambda name: object())
+    shown = CliRunner().invoke(vtprune.cli.app, ["serve", "embedded", "--budget", "32", "--print-only", "--port", "1"])
+    assert shown.exit_code == 0, shown.output
+    words = shlex.split(shown.output)
+    assert words[:3] == ["vllm", "serve", str(MODEL_DIR)]
+    assert json.loads(words[4])["vtprune"] == {"pruner": "divprune", "budget": "32"}
+    assert words[-2:] == ["--port", "1"]
+
+
+@pytest.mark.parametrize(
+    ("installed", "arguments", "message"),
+    [
+        (None, ["serve", "embedded"], "pip install 'vtprune[vllm]'"),
+        (object(), ["serve", "embedded", "--pruner", "fastv"], "fastv removes tokens before decoder layer 2"),
+        (object(), ["serve", "embedded", "--budget", "0"], "at least 1, got 0"),
+    ],
+)
+def test_the_command_refuses(
+    monkeypatch: pytest.MonkeyPatch, installed: object, arguments: list[str], message: str
+) -> None:
+    monkeypatch.setattr(vtprune.cli, "find_spec", lambda name: installed)
+    shown = CliRunner().invoke(vtprune.cli.app, arguments)
+    assert shown.exit_code == 2
+    assert message in shown.output
+
+
+def test_what_starts_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(vtprune.adapters.vllm.command, "version", lambda name: "0.33.0")
+    assert command(["serve", "x", "--port", "1"])[1:] == "-m vllm.entrypoints.cli.main serve x --port 1".split()
+    monkeypatch.setattr(vtprune.adapters.vllm.command, "version", version)
+    assert command(["serve", "x", "--port", "1"])[1:] == (
+        "-m vllm.entrypoints.openai.api_server --model x --port 1".split()
+    )
