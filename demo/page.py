@@ -328,7 +328,7 @@ class Page:
             setting = Setting(build(names, options), Budget.parse(budget), parse_positions(positions or None))
             *_, found = self.studio.look(Ask((upload.picture,), question), setting)
         except (PictureError, OptionError, DemoError, ValueError, TypeError) as error:
-            raise gr.Error(str(error)) from error
+            raise gr.Error(str(error), print_exception=False) from error
         assert isinstance(found, Outcome)
         return as_data(found)
 
@@ -344,7 +344,8 @@ def _uploaded(picture: Any) -> Path:
     Raises:
         DemoError: It is no upload.
     """
-    path = Path(str(picture.get("path") if isinstance(picture, dict) else picture.path)).resolve()
+    named = picture.get("path") if isinstance(picture, dict) else getattr(picture, "path", picture)
+    path = Path(str(named)).resolve()
     if not path.is_relative_to(Path(get_upload_folder()).resolve()):
         raise DemoError("The picture must be uploaded: give it to the client as handle_file(path).")
     return path

@@ -34,7 +34,7 @@ def budgets(tokens: int, points: int = 10) -> list[int]:
 
     Example:
         >>> budgets(576, 6)
-        [576, 228, 91, 36, 14, 6]
+        [576, 231, 93, 37, 15, 6]
     """
     if tokens <= points:
         return list(range(tokens, 0, -1))

@@ -73,10 +73,15 @@ def test_what_cannot_be_is_said(program: Any, scene: Path, entered: dict[str, st
         program.predict(picture=client.handle_file(str(scene)), **values, api_name="/ask")
 
 
-def test_only_uploads_are_opened(address: str, scene: Path) -> None:
+@pytest.mark.parametrize("kind", ["declared", "bare", "text"])
+def test_only_uploads_are_opened(address: str, scene: Path, kind: str) -> None:
     """A call without the client, which would upload the file first."""
     call = f"{address}gradio_api/call/ask"
-    picture = {"path": str(scene), "meta": {"_type": "gradio.FileData"}}
+    picture: Any = {"path": str(scene), "meta": {"_type": "gradio.FileData"}}
+    if kind == "bare":
+        del picture["meta"]
+    if kind == "text":
+        picture = str(scene)
     made = httpx.post(call, json={"data": [picture, "what ?", "divprune", "64", ""]})
     if made.status_code == 200:
         said = httpx.get(f"{call}/{made.json()['event_id']}", timeout=30).text
