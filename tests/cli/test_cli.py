@@ -173,15 +173,17 @@ def test_run_needs_a_picture_for_other_models(tiny_folder: Path) -> None:
 
 def sweep(tiny: ModuleType, folder: Path, tasks: Path, output: Path, *more: object) -> Result:
     return call("sweep", "--model", folder, "--tasks", tiny.TASK, "--include-path", tasks, "--output", output,
-                "--device", "cpu", "--batch-size", 5, *more)  # fmt: skip
+                "--device", "cpu", "--batch-size", 5, "--no-baselines", "--prefill-repeats", 0, *more)  # fmt: skip
 
 
 def test_sweep(tiny: ModuleType, tiny_folder: Path, tiny_tasks: Path, tmp_path: Path) -> None:
-    arguments = ("--pruners", "stride,random", "--budgets", "9", "--limit", 4)
+    arguments = ("--pruners", "stride,random", "--budgets", "9", "--limit", 4, "--seeds", 0)
     result = sweep(tiny, tiny_folder, tiny_tasks, tmp_path / "out", *arguments)
     assert result.exit_code == 0, result.output
     assert "3 cells, 0 of them from an earlier run; 0 failed." in result.stdout
-    assert str(tmp_path / "out" / "pareto.png") in result.stdout
+    for name in ("pareto.png", "report.html", "report.md", "report.csv"):
+        assert str(tmp_path / "out" / name) in result.stdout
+        assert (tmp_path / "out" / name).is_file()
     again = sweep(tiny, tiny_folder, tiny_tasks, tmp_path / "out", *arguments, "--json")
     records = json.loads(again.stdout)
     assert [record["pruner"] for record in records] == ["full", "stride", "random"]
@@ -217,6 +219,9 @@ def test_interrupted_sweep(
         (["--pruners", "strid"], ["did you mean 'stride'"]),
         (["--budgets", "64,-1"], ["at least 1", "-1"]),
         (["--limit", "0"], ["limit must be at least 1"]),
+        (["--seeds", "0,one"], ["seeds must be whole numbers", "'one'"]),
+        (["--preset", "nightly"], ["embedded, quick, paper, video", "'nightly'"]),
+        (["--grid", "{file}"], ["must hold a mapping"]),
         (["--output", "{file}"], ["file"]),
         (["--model", "nobody/nothing"], ["'nobody/nothing'"]),
     ],
