@@ -11,6 +11,7 @@ import torch
 
 import vtprune
 from vtprune import Context, Reduction, Signal
+from vtprune.engine import taps
 from vtprune.pruner import Pruner
 
 NAMES = [
@@ -166,12 +167,21 @@ def test_only_declared_signals_are_collected() -> None:
     model: Any = tiny.tiny_llava()
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+    def watched() -> int:
+        return sum(module in taps._watchers for module in model.modules())
+
     stock = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    # A model that another test left wrapped keeps the function tapped.
+    was_stock = "_tapped" not in stock.__qualname__
     with vtprune.pruning(model, "divprune", 9):
+        assert not watched()
         assert ALL_ATTENTION_FUNCTIONS["sdpa"] is stock
     with vtprune.pruning(model, "fastv", 9):
-        assert ALL_ATTENTION_FUNCTIONS["sdpa"] is not stock
+        assert watched() == 1
+        assert (ALL_ATTENTION_FUNCTIONS["sdpa"] is not stock) == was_stock
         with vtprune.pruning(tiny.tiny_llava(), "fastv", 9):
             pass
-        assert ALL_ATTENTION_FUNCTIONS["sdpa"] is not stock
+        assert watched() == 1
+        assert (ALL_ATTENTION_FUNCTIONS["sdpa"] is not stock) == was_stock
+    assert not watched()
     assert ALL_ATTENTION_FUNCTIONS["sdpa"] is stock
