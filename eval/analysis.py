@@ -12,13 +12,10 @@ from typing import Any
 
 from vtprune.budget import per_layer_tokens
 from vtprune.costs import average_tokens
-from vtprune.eval.grid import FULL, parse_pruner
+from vtprune.eval.grid import BASELINES, FULL, parse_pruner
 from vtprune.eval.intervals import Estimate, estimate, from_error
 from vtprune.eval.statistics import spread
 from vtprune.eval.store import DONE, Record
-
-BASELINES = ("random", "stride", "pool", "downsample")
-"""What every table needs beside the methods, in the order in which they are shown."""
 
 SEEDS = 3
 """Runs that a method which draws needs at least."""

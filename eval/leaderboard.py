@@ -10,7 +10,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from vtprune.eval.analysis import BASELINES, Analysis
+from vtprune.eval.analysis import Analysis
+from vtprune.eval.grid import BASELINES
 from vtprune.eval.report import words
 from vtprune.eval.report.markdown import table as markdown
 from vtprune.eval.retained import Retained, by_model, retained

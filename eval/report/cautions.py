@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from vtprune.eval.analysis import BASELINES, SEEDS, Analysis, Section
+from vtprune.eval.analysis import SEEDS, Analysis, Section
+from vtprune.eval.grid import BASELINES
 from vtprune.eval.retained import task_name
 
 _NAMED = 6

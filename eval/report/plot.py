@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from vtprune.eval.analysis import BASELINES, Entry, Section
+from vtprune.eval.analysis import Entry, Section
+from vtprune.eval.grid import BASELINES
 from vtprune.eval.report import words
 from vtprune.eval.token_need import Point, TokenNeed
 
