@@ -52,7 +52,7 @@ class Course:
     seed: int = 1
     tower_batch: int = 512
     singles: int = 128
-    pairs: int = 40
+    pairs: int = 56
     pool: int = 150_000
     pair_pool: int = 50_000
     tower_rate: float = 4e-4

@@ -22,7 +22,10 @@ from vtprune.eval.embedded.question_sets import read_task
 from vtprune.eval.embedded.scenes import Scene, render
 
 Scores = dict[str, dict[str, dict[str, float]]]
-"""By task, by kind (or level, or "all"), by method: percent right."""
+"""By task, by kind (or level, or ``EVERY``), by method: percent right."""
+
+EVERY = "every"
+"""All questions of a task; ``all`` is a kind of ``count``."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +91,12 @@ def score(
                 vtprune.unwrap(model)
         ordered = [question for batch, _ in batches for question in batch]
         for question, hit in zip(ordered, hits, strict=True):
-            for group in ("all", *question.groups):
+            for group in (EVERY, *question.groups):
                 sums = scores.setdefault(question.task, {}).setdefault(group, {})
                 sums[name] = sums.get(name, 0.0) + hit
     for task, groups in scores.items():
         for group, sums in groups.items():
-            count = sum(group in ("all", *question.groups) for question in asked if question.task == task)
+            count = sum(group in (EVERY, *question.groups) for question in asked if question.task == task)
             groups[group] = {name: round(100 * total / count, 1) for name, total in sums.items()}
     return scores
 

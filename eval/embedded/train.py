@@ -21,6 +21,8 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -618,14 +620,13 @@ class Trainer:
 def _continue(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """Trains a finished model further and scores it."""
     from vtprune.eval.embedded.continuing import Continuation, Course
-    from vtprune.eval.embedded.score import score_folder
 
     start, output, source = time.monotonic(), Path(arguments.output), arguments.continue_from
     if output.resolve() == source.resolve().parent:
         parser.error(f"--output {output} holds the model of --continue-from; name another folder")
     if not (source / "config.json").is_file():
         parser.error(f"--continue-from {source} is no folder of a model; the shipped one is eval/embedded/model")
-    given = {"seconds": arguments.seconds, "tower_share": arguments.tower_share}
+    given = {"seconds": arguments.seconds, "tower_share": arguments.tower_share, "seed": arguments.seed}
     small = {"tower_batch": 4, "singles": 2, "pairs": 1, "pool": 128, "pair_pool": 64} if arguments.smoke else {}
     try:
         course = Course(**{name: value for name, value in given.items() if value is not None}, **small)
@@ -634,8 +635,10 @@ def _continue(parser: argparse.ArgumentParser, arguments: argparse.Namespace) ->
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     device = torch.device(arguments.device)
     Continuation(course, source, output, arguments.workers, device, start, arguments.compile).run()
-    limit = 2 if arguments.smoke else None
-    scores = score_folder(output / "model", device, limit=limit)
+    # A process of its own: the written model in the state in which a user loads it, and none of the training's memory.
+    command = [sys.executable, "-m", "vtprune.eval.embedded.score", "--model", str(output / "model")]
+    command += ["--device", str(device), *(["--limit", "2"] if arguments.smoke else [])]
+    scores = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     text = json.dumps({"seconds": round(time.monotonic() - start, 1), "scores": scores})
     (output / "scores.json").write_text(text + "\n", encoding="utf-8")
     print(text, flush=True)
@@ -660,6 +663,7 @@ def main() -> None:
     further.add_argument("--continue-from", type=Path, help="folder of the model; its clip/ lies beside it")
     further.add_argument("--seconds", type=float, help="from the start to the end of training (default: 420)")
     further.add_argument("--tower-share", type=float, help="of the seconds, for the tower (default: 0.3)")
+    further.add_argument("--seed", type=int, help="of pictures and questions (default: 1)")
     arguments = parser.parse_args()
     if arguments.continue_from is not None:
         _continue(parser, arguments)

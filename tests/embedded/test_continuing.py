@@ -232,12 +232,12 @@ def test_scores_are_shares_of_right_answers(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("vtprune.eval.embedded.score._answer", lambda *given: [True, False, True])
     scores = score(None, None, asked, pruner="divprune", budgets=(), batch_size=3)
     assert scores["detail"] == {
-        "all": {"full": 50.0},
+        "every": {"full": 50.0},
         "word": {"full": 50.0},
         "easy": {"full": 100.0},
         "hard": {"full": 0.0},
     }
-    assert scores["count"]["hard"] == {"full": 100.0}
+    assert scores["count"] == {name: {"full": 100.0} for name in ("every", "all", "hard")}
 
 
 def test_all_held_out_questions_are_scored() -> None:
