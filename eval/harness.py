@@ -180,6 +180,7 @@ def evaluate(cell: Cell, lm: VtpruneModel, tasks: TaskBook, *, prefill_repeats: 
         "label": cell.label,
         "budget_meaning": str(cell.budget) if cell.budget != EVERYTHING else "all tokens",
         "positions": tally.positions,
+        "layers": tally.layers,
         "tokens_full": tally.tokens / max(1, tally.images),
         "tokens_kept": tally.kept / max(1, tally.images),
         "average_tokens": tally.average / max(1, tally.images),

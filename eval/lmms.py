@@ -73,6 +73,7 @@ class Tally:
     generated: int = 0
     seconds: float = 0.0
     positions: str | None = None
+    layers: int | None = None
     kept_by_question: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def add(self, report: Report, generated: int, seconds: float, questions: Sequence[int] = ()) -> None:
@@ -89,6 +90,7 @@ class Tally:
         self.generated += generated
         self.seconds += seconds
         self.positions = report.positions
+        self.layers = len(report.tokens_per_layer)
 
     def merge(self, other: Tally) -> None:
         """Counts what another process did."""
@@ -97,6 +99,7 @@ class Tally:
         # They work at the same time.
         self.seconds = max(self.seconds, other.seconds)
         self.positions = self.positions or other.positions
+        self.layers = self.layers or other.layers
         self.kept_by_question |= other.kept_by_question
 
 
@@ -224,9 +227,7 @@ class VtpruneModel(lmms):  # type: ignore[misc]
 
     def prune(self, method: Pruner, budget: Budget, positions: Literal["keep", "pack"] | None = None) -> None:
         """Replaces the method and budget; counting starts anew."""
-        if self._pruned:
-            vtprune.unwrap(self.model)
-            self._pruned = False
+        self.unwrap()
         self.tally = Tally()
         vtprune.wrap(
             self.model,
@@ -239,6 +240,12 @@ class VtpruneModel(lmms):  # type: ignore[misc]
         self._pruned = True
         self._looks_at_attention = bool(method.signals & _ENCODER_STATES)
         self._sees_whole_encoder = bool(method.signals & _WHOLE_ENCODER)
+
+    def unwrap(self) -> None:
+        """Gives the model back as it was before `prune`."""
+        if self._pruned:
+            vtprune.unwrap(self.model)
+            self._pruned = False
 
     def clean(self) -> None:
         """Keeps the model: lmms-eval would delete it after each evaluation, but the next cell needs it."""

@@ -119,6 +119,7 @@ class Sweep:
             for method, budget in grid
         ]
         self.store = ResultStore(config.output)
+        self._bench = Workbench(config, self.tasks)
 
     @property
     def pending(self) -> list[Cell]:
@@ -133,10 +134,9 @@ class Sweep:
         """
         if not self.pending:
             return None
-        bench = Workbench(self.config, self.tasks)
         with self.console.status(f"loading {self.pending[0].model}"):
-            bench.model(self.pending[0].model)
-        return bench.measure
+            self._bench.model(self.pending[0].model)
+        return self._bench.measure
 
     def run(self, measure: Measure | None = None, *, spread: Spread | None = None) -> Outcome:
         """Measures the cells that no earlier run finished; a cell that fails is recorded and the rest goes on.
@@ -153,15 +153,17 @@ class Sweep:
         if reused and self.pending:
             self.console.print(f"{len(reused)} of {len(self.cells)} cells were finished earlier and are reused.")
         if spread is None:
-            measure = measure or Workbench(self.config, self.tasks).measure
-            spread = functools.partial(one_after_another, measure, self.config.batch_size)
-        self._measure(self.pending, spread)
-        if self.config.baselines:
-            known = {cell.key for cell in self.cells}
-            matching = [cell for cell in self._matching() if cell.key not in known]
-            self.cells += matching
-            reused |= {cell.key for cell in matching if self.store.finished(cell.key) is not None}
-            self._measure([cell for cell in matching if cell.key not in reused], spread)
+            spread = functools.partial(one_after_another, measure or self._bench.measure, self.config.batch_size)
+        try:
+            self._measure(self.pending, spread)
+            if self.config.baselines:
+                known = {cell.key for cell in self.cells}
+                matching = [cell for cell in self._matching() if cell.key not in known]
+                self.cells += matching
+                reused |= {cell.key for cell in matching if self.store.finished(cell.key) is not None}
+                self._measure([cell for cell in matching if cell.key not in reused], spread)
+        finally:
+            self._bench.close()
         records = [record for cell in self.cells if (record := self.store.get(cell.key)) is not None]
         return Outcome(records, reused, self._plots(records))
 
@@ -175,14 +177,14 @@ class Sweep:
             ModelError: A model cannot be loaded.
         """
         seconds: dict[str, float] = {}
-        bench = Workbench(self.config, self.tasks)
         for model in dict.fromkeys(cell.model for cell in self.pending):
             known = [
                 record["seconds"] / record["n"]
                 for record in self.store.records
                 if record["model"] == model and record["status"] == DONE and record.get("n")
             ]
-            seconds[model] = max(known) if known else self._probe(bench, model)
+            seconds[model] = max(known) if known else self._probe(model)
+        self._bench.close()
         return Plan(
             cells=len(self.cells),
             pending=len(self.pending),
@@ -191,14 +193,14 @@ class Sweep:
             seconds=sum(self._count(cell.task) * seconds[cell.model] for cell in self.pending),
         )
 
-    def _probe(self, bench: Workbench, model: str) -> float:
+    def _probe(self, model: str) -> float:
         """Seconds that the full model takes for a question, the second time."""
         count = min(self.config.batch_size, self._count(self.names[0]))
         cell = replace(self._cell(model, None, EVERYTHING, self.names[0]), limit=count)
         with self.console.status(f"{model} answers {count} questions"):
-            bench.measure(cell, lambda done: None)
+            self._bench.measure(cell, lambda done: None)
             start = time.perf_counter()
-            bench.measure(cell, lambda done: None)
+            self._bench.measure(cell, lambda done: None)
         return (time.perf_counter() - start) / count
 
     def _methods(self, words: Iterable[str]) -> list[Pruner]:

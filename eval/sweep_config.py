@@ -36,7 +36,7 @@ class Preset:
 
 
 PRESETS: dict[str, Preset] = {
-    "embedded": Preset("the questions that come with the library, for the embedded model", (DEFAULT_TASK,)),
+    "embedded": Preset("the questions that come with the library, for the embedded model", ("vtprune_embedded",)),
     "quick": Preset(
         "lmms-eval's small versions of common benchmarks",
         (

@@ -52,6 +52,7 @@ class Workbench:
 
         if self._lm is None or self._name != name:
             # The one before must be gone before there is room for this one.
+            self.close()
             self._lm = None
             free()
             config = self.config
@@ -75,6 +76,11 @@ class Workbench:
         lm = self.model(cell.model)
         lm.on_batch = advance
         return evaluate(cell, lm, self.tasks, prefill_repeats=self.config.prefill_repeats)
+
+    def close(self) -> None:
+        """Leaves the model as it was loaded: no hook, and no attention function of ours in the process."""
+        if self._lm is not None:
+            self._lm.unwrap()
 
     def attempt(self, cell: Cell, advance: Callable[[int], None]) -> tuple[Record, list[Record]]:
         """As `measure`, but an error becomes a record that tells of it."""
