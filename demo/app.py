@@ -216,8 +216,9 @@ def build_app(studio: Studio, examples: Sequence[Example] | None = None) -> Any:
         outputs = [part for part in parts.values() if part not in (*measured[1:],)]
         looking = [view, grid, *entered]
         running: list[Any] = [
-            ask.click(shows(page.look), looking, outputs, **_MODEL),
-            question.submit(shows(page.look), looking, outputs, **_MODEL),
+            # Who asks again while an answer comes is answered next, about what the form shows then.
+            ask.click(shows(page.look), looking, outputs, trigger_mode="always_last", **_MODEL),
+            question.submit(shows(page.look), looking, outputs, trigger_mode="always_last", **_MODEL),
             compare.click(shows(page.compare), [compared, *entered], outputs, **_MODEL),
             sweep.click(shows(page.sweep), entered, outputs, **_MODEL),
         ]

@@ -235,14 +235,16 @@ class Sweep:
                     for cell in self.cells
                     if (cell.model, cell.task) == (model, task) and (record := self.store.finished(cell.key))
                 ]
-                have = [record["average_tokens"] for record in done if record["pruner"] in BASELINES]
                 wanted = [record["average_tokens"] for record in done if record["pruner"] not in (*BASELINES, FULL)]
-                for average in sorted(set(map(round, wanted))):
-                    if average < 1 or any(same_tokens(average, other) for other in have):
-                        continue
-                    have.append(average)
-                    methods = self._methods(BASELINES)
-                    found += [self._cell(model, method, Budget(average), task) for method in methods]
+                # Each baseline for itself: those that know only some sizes come to other averages than asked.
+                for name in BASELINES:
+                    have = [record["average_tokens"] for record in done if record["pruner"] == name]
+                    for average in sorted(set(map(round, wanted))):
+                        if average < 1 or any(same_tokens(average, other) for other in have):
+                            continue
+                        have.append(average)
+                        methods = self._methods([name])
+                        found += [self._cell(model, method, Budget(average), task) for method in methods]
         return found
 
     def _measure(self, pending: list[Cell], spread: Spread) -> None:

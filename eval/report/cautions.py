@@ -47,6 +47,8 @@ def section_cautions(section: Section) -> list[str]:
     for entry in section.pruned:
         if section.full is not None and entry.average_tokens >= section.full.average_tokens:
             continue  # all tokens: the full model is its baseline
+        if round(entry.average_tokens) < 1:
+            continue  # no budget is that small
         for name in BASELINES:
             if not entry.is_baseline and name not in missing and section.baseline(name, entry) is None:
                 unmatched.setdefault(f"{entry.name} ({entry.average_tokens:.0f})", []).append(name)

@@ -73,7 +73,7 @@ def pareto(section: Section, axis: Axis) -> str | None:
     Returns:
         `None` if no cost is known.
     """
-    points = [(entry, cost) for entry in section.pruned if (cost := axis.value(entry)) is not None and cost > 0]
+    points = [(entry, cost) for entry in section.pruned if (cost := axis.value(entry)) is not None]
     if not points:
         return None
     factor = 100 if section.percent else 1
@@ -111,20 +111,27 @@ def need_plot(need: TokenNeed) -> str:
 
 
 class _Frame:
-    """The place of numbers in a picture: a logarithmic axis to the right, a plain one upwards."""
+    """The place of numbers in a picture: a logarithmic axis to the right, a plain one upwards.
+
+    A cost of zero stands at the left edge, half the smallest other cost away from it.
+    """
 
     def __init__(
         self, costs: Sequence[float], up: Sequence[float], size: tuple[int, int], *, small: bool = False
     ) -> None:
-        self.low, self.high = min(costs) / _MARGIN, max(costs) * _MARGIN
+        above = [cost for cost in costs if cost > 0] or [1.0]
+        self.low, self.high = min(above) / _MARGIN, max(above) * _MARGIN
         self.across, self.up = _log_ticks(self.low, self.high), up
+        if len(above) < len(costs):
+            self.low /= 2
+            self.across = [0.0, *self.across]
         self.size, self.small = size, small
         margins = (34, 6, 8, 18) if small else (_LEFT, _RIGHT, _TOP, _BOTTOM)
         self.left, self.right = margins[0], size[0] - margins[1]
         self.top, self.bottom = margins[2], size[1] - margins[3]
 
     def x(self, value: float) -> float:
-        share = math.log(value / self.low) / math.log(self.high / self.low)
+        share = math.log(value / self.low) / math.log(self.high / self.low) if value > 0 else 0.0
         return self.left + (self.right - self.left) * share
 
     def y(self, value: float) -> float:

@@ -162,6 +162,30 @@ def test_a_method_that_keeps_everything_needs_no_baseline(tmp_path: Path) -> Non
     assert cautions(read_folder(tmp_path)) == []
 
 
+NOTHING: dict[str, Any] = {"average_tokens": 0.0, "tokens_kept": 0.0}
+
+
+def test_a_method_that_keeps_nothing_needs_no_baseline(tmp_path: Path) -> None:
+    make_results(tmp_path, METHODS, (64,))
+    make_results(tmp_path, ("drop-all",), (64,), full=False, **NOTHING)
+    assert cautions(read_folder(tmp_path)) == []
+
+
+@pytest.mark.parametrize("others", [(), ("stride",)])
+def test_plots_show_who_keeps_nothing(tmp_path: Path, others: tuple[str, ...]) -> None:
+    make_results(tmp_path, others, (64,))
+    make_results(tmp_path, ("drop-all",), (64, 32), full=False, **NOTHING)
+    section = read_folder(tmp_path).sections[0]
+    needs = {need.label: need for need in token_needs(section)}
+    for drawn in (pareto(section, AXES[0]), need_plot(needs["drop-all"])):
+        assert drawn is not None
+        tree = ElementTree.fromstring(drawn)
+        places = [float(dot.attrib["cx"]) for dot in tree.iter("circle")]
+        labels = {text.text: float(text.attrib["x"]) for text in tree.iter("text") if text.get("class") != "up"}
+        assert places.count(labels["0"]) >= 2
+        assert min(places) == labels["0"]
+
+
 def test_the_same_caution_for_several_tasks_is_said_once(tmp_path: Path) -> None:
     make_results(tmp_path, ("random", "divprune"), (64,), tasks=("gqa", "pope"))
     assert [line.split(":")[0] for line in cautions(read_folder(tmp_path))] == ["embedded on gqa; embedded on pope"]

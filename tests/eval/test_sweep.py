@@ -274,6 +274,23 @@ def test_baselines_meet_every_budget_and_true_average(config: SweepConfig, quiet
     assert again.cells == []
 
 
+def test_a_baseline_that_came_to_other_tokens_stands_for_itself_alone(
+    config: SweepConfig, quiet_console: Console
+) -> None:
+    class Late(FakeModel):
+        def __call__(self, cell: Cell, advance: Callable[[int], None]) -> tuple[Record, list[Record]]:
+            record, samples = super().__call__(cell, advance)
+            if cell.pruner in ("fastv", "downsample") and record["average_tokens"] == 18:
+                record["average_tokens"] = 24
+            return record, samples
+
+    sweep = Sweep(
+        changed(config, baselines=True, pruners=("fastv",), budgets=("18",), seeds=(0,)), console=quiet_console
+    )
+    added = [record["pruner"] for record in sweep.run(Late()).records if record["budget"].get("tokens") == 24]
+    assert sorted(added) == sorted(name for name in BASELINES if name != "downsample")
+
+
 def test_several_models(
     config: SweepConfig, quiet_console: Console, tiny: ModuleType, tmp_path: Path, tiny_folder: Path
 ) -> None:
