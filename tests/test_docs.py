@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers
+from made_results import make_results
 
 from vtprune.docs import (
     METHODS,
     MODELS,
     README,
-    kinds_table,
     pruner_table,
     replace_block,
-    sweep_page,
-    sweep_table,
 )
 from vtprune.docs import RECORDS as MODEL_RECORDS
+from vtprune.eval.analysis import read_folder
 from vtprune.method_docs import methods_page, option_text, presets_table, published
 from vtprune.model_docs import family_list, models_page, supported
 from vtprune.registry import list_pruners, pruner_classes
+from vtprune.result_docs import kinds_table, result_blocks, sweep_table
 
 
 def record(label: str, budget: str, value: float, kept: float, average: float, status: str = "done") -> dict[str, Any]:
@@ -71,16 +72,50 @@ def test_kinds_table_takes_one_budget() -> None:
     ]
 
 
-def test_sweep_page_says_what_loses_to_random() -> None:
-    budget = "64 tokens per image"
-    records = [{**RECORDS[0], "n": 400, "versions": {"vtprune": "1", "torch": "2", "transformers": "5"}}]
-    records += [record(name, budget, value, 64, 64) for name, value in (("random", 0.7), ("fastv", 0.6), ("pool", 0.9))]
-    records += [record("stride", budget, 0.71, 64, 64)]
-    page = sweep_page(records)
-    assert "* loses: `fastv` (-10.0)" in page
-    assert "* no clear difference: `stride` (+1.0)" in page
-    assert "* wins: `pool` (+20.0)" in page
-    assert "torch 2" in page
+LEVEL_VALUES = {"easy": 0.9, "middle": 0.6, "hard": 0.3}
+BUDGETS = ("64 tokens per image", "32 tokens per image")
+
+
+def test_results_are_means_over_tasks_and_differences_from_random_at_the_same_true_tokens(tmp_path: Path) -> None:
+    def score(label: str, tokens: float, seed: int, question: int) -> float:
+        # FastV keeps 64 behind layer 2 of 8, which is 192 on average; random with 192 answers half, with 64 a quarter.
+        right = {"full": 40, "fastv": 30, "random": {192: 20, 64: 10, 32: 0}.get(int(tokens), 0), "divprune": 20}
+        return float(question < right.get(label, 0))
+
+    tasks = ("vtprune_scenes", "vtprune_count")
+    make_results(tmp_path, ("random", "divprune"), (192, 64, 32), tasks=tasks, score=score)
+    make_results(tmp_path, ("fastv",), (64, 32), tasks=tasks, score=score, full=False)
+    blocks = result_blocks(read_folder(tmp_path), budgets=BUDGETS, detail=BUDGETS[0])
+    assert "| full model, all tokens | 100.0 | 100.0 |" in blocks["mean"]
+    assert "| `random` | 25.0 (64) | 0.0 (32) |" in blocks["mean"]
+    assert "| `fastv` | 75.0 (192) | 75.0 (168) |" in blocks["mean"]
+    assert "`random`" not in blocks["random"]
+    rows = {line.split("`")[1]: line for line in blocks["random"].splitlines() if "`" in line}
+    assert rows["divprune"].startswith("| `divprune` | **+25.0 ± ")
+    assert rows["divprune"].split("|")[3].strip().startswith("**+50.0")
+    assert rows["fastv"].startswith("| `fastv` | **+25.0 ± ")
+    assert rows["fastv"].split("|")[3] == "  "
+    assert "| full model | 576 | 100.0 | 100.0 |" in blocks["tasks"]
+    assert "| `fastv` | 192 | 75.0 | 75.0 |" in blocks["tasks"]
+    assert blocks["run"].startswith("30 cells, 80 questions a method and budget")
+    # One budget or the full model: 64 tokens suffice for 30 questions, 576 for the others.
+    assert "| `fastv` | 270 | 100.0 |" in blocks["needs"]
+
+
+def test_levels_are_those_of_the_metrics(tmp_path: Path) -> None:
+    metrics = {
+        "exact_match": {"value": 0.5},
+        **{f"exact_match_{name}": {"value": v} for name, v in LEVEL_VALUES.items()},
+    }
+    make_results(tmp_path, ("random",), (64,), metrics=metrics)
+    blocks = result_blocks(read_folder(tmp_path), budgets=BUDGETS[:1], detail=BUDGETS[0])
+    assert "| `random` | 90.0 | 60.0 | 30.0 |" in blocks["levels"]
+
+
+def test_results_need_the_full_model_and_random(tmp_path: Path) -> None:
+    make_results(tmp_path, ("divprune",), (64,))
+    with pytest.raises(ValueError, match="lack the full model or random"):
+        result_blocks(read_folder(tmp_path), budgets=BUDGETS, detail=BUDGETS[0])
 
 
 def test_replace_block_needs_its_marks() -> None:
