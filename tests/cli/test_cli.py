@@ -300,7 +300,7 @@ def test_profile_refuses(tiny_folder: Path, arguments: list[str], words: list[st
 
 def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
-    monkeypatch.setattr("vtprune.cli.find_spec", lambda name: None if name == "lmms_eval" else real(name))
+    monkeypatch.setattr("vtprune.cli.common.find_spec", lambda name: None if name == "lmms_eval" else real(name))
     refused(call("sweep"), "needs lmms-eval", "pip install 'vtprune[eval]'")
-    monkeypatch.setattr("vtprune.cli.find_spec", lambda name: None if name == "matplotlib" else real(name))
+    monkeypatch.setattr("vtprune.cli.common.find_spec", lambda name: None if name == "matplotlib" else real(name))
     refused(call("profile", "--plot", "plot.png"), "needs matplotlib", "pip install 'vtprune[eval]'")

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import vtprune.adapters.vllm.command
-import vtprune.cli
+import vtprune.cli.common
 from vtprune.adapters.vllm import ARCHITECTURES, architecture_for
 from vtprune.adapters.vllm.command import command, serve_arguments
 from vtprune.adapters.vllm.eligibility import Abilities, refusal
@@ -173,7 +173,7 @@ def test_serve_refuses(pruner: str, others: list[str], match: str) -> None:
 
 
 def test_the_command_prints_what_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vtprune.cli, "find_spec", lambda name: object())
+    monkeypatch.setattr(vtprune.cli.common, "find_spec", lambda name: object())
     shown = CliRunner().invoke(vtprune.cli.app, ["serve", "embedded", "--budget", "32", "--print-only", "--port", "1"])
     assert shown.exit_code == 0, shown.output
     words = shlex.split(shown.output)
@@ -193,7 +193,7 @@ def test_the_command_prints_what_it_starts(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_command_refuses(
     monkeypatch: pytest.MonkeyPatch, installed: object, arguments: list[str], message: str
 ) -> None:
-    monkeypatch.setattr(vtprune.cli, "find_spec", lambda name: installed)
+    monkeypatch.setattr(vtprune.cli.common, "find_spec", lambda name: installed)
     shown = CliRunner().invoke(vtprune.cli.app, arguments)
     assert shown.exit_code == 2
     assert message in shown.output
