@@ -157,9 +157,6 @@ class Question:
     answer: str
 
 
-# ---------------------------------------------------------------------------------------------------------- scenes
-
-
 def place(
     rng: random.Random, width: int, height: int, taken: list[tuple[int, int, int, int]]
 ) -> tuple[int, int] | None:
@@ -197,9 +194,6 @@ def sample_scene(rng: random.Random) -> Scene:
         color = (rng.randint(40, 145), rng.randint(40, 145), rng.randint(40, 145))
         lines.append(Line(x0, y0, x1, y1, rng.randint(1, 3), color))
     return Scene(rng.getrandbits(48), rng.randint(3, 12), tuple(lines), tuple(items), texts[0], texts[1])
-
-
-# --------------------------------------------------------------------------------------------------------- pictures
 
 
 @cache
@@ -292,9 +286,6 @@ def patch_labels(scene: Scene) -> NDArray[np.uint8]:
             labels[2][area > most] = CHARACTERS.index(character) + 1
             most = np.maximum(most, area)
     return labels
-
-
-# -------------------------------------------------------------------------------------------------------- questions
 
 
 def _cell(item: Item) -> str | None:

@@ -77,9 +77,6 @@ def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(values, device=device)
 
 
-# ------------------------------------------------------------------------------------------------------------ tower
-
-
 class Heads(nn.Module):
     """Linear read-outs that teach the tower and are thrown away."""
 
@@ -201,9 +198,6 @@ def tower_loss(
     return loss, figures
 
 
-# ---------------------------------------------------------------------------------------------------------- decoder
-
-
 class Visual(NamedTuple):
     """What the decoder gets of the picture; places that are not ``valid`` are masked, which equals removing them."""
 
@@ -320,9 +314,6 @@ def right(logits: Tensor, target: Tensor) -> Tensor:
     return ((logits.argmax(-1) == target) | (target == -100)).all(-1)
 
 
-# ------------------------------------------------------------------------------------------------------- evaluation
-
-
 def max_min(features: Tensor, count: int) -> Tensor:
     """Greedy max-min choice by cosine distance: mask (batch, tokens)."""
     unit = F.normalize(features.float(), dim=-1)
@@ -412,9 +403,6 @@ def _majority(batch: Batch) -> list[float]:
         most = codes.unique(return_counts=True)[1].max().item() if len(codes) else 0
         shares.append(most / max(1, len(codes)))
     return shares
-
-
-# --------------------------------------------------------------------------------------------------------- training
 
 
 def _autocast(device: torch.device) -> torch.autocast:
