@@ -21,12 +21,12 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from lmms_eval.protocol import ChatMessages
-from torch.distributed import all_gather_object
 
 import vtprune
 from vtprune.budget import Budget
 from vtprune.eval.memo import EncoderMemo
 from vtprune.eval.models import EMBEDDED, LoadedModel, load
+from vtprune.eval.processes import share
 from vtprune.eval.timing import time_one
 from vtprune.layout import ImageLayout
 from vtprune.pruner import Pruner, Signal
@@ -289,23 +289,18 @@ class VtpruneModel(lmms):  # type: ignore[misc]
                 raise
             error = raised
         if self._world_size > 1:
-            texts: list[str | None] = [None] * self._world_size
-            all_gather_object(texts, None if error is None else f"{type(error).__name__}: {error}")
-            for process, text in enumerate(texts):
+            for process, text in enumerate(share(None if error is None else f"{type(error).__name__}: {error}")):
                 if text is not None:
                     raise RuntimeError(f"process {process} of {self._world_size} failed with {text}") from error
 
     def shared_tally(self) -> Tally:
         """The costs of all processes together."""
-        if self._world_size > 1:
-            tallies: list[Tally | None] = [None] * self._world_size
-            all_gather_object(tallies, self.tally)
-            total = Tally()
-            for tally in tallies:
-                if tally is not None:
-                    total.merge(tally)
-            return total
-        return self.tally
+        if self._world_size == 1:
+            return self.tally
+        total = Tally()
+        for tally in share(self.tally):
+            total.merge(tally)
+        return total
 
     def time_prefill(self, repeats: int) -> Prefill | None:
         """Times the first questions of the last task up to their first token, at most `PREFILL_BATCH` together.

@@ -32,10 +32,11 @@ from vtprune.eval.grid import (
 )
 from vtprune.eval.models import check_device, check_dtype, fingerprint
 from vtprune.eval.pareto import plot_pareto
+from vtprune.eval.processes import rank, share
 from vtprune.eval.store import DONE, FAILED, Record, ResultStore
 from vtprune.eval.sweep_config import DEFAULT_TASK, SweepConfig
 from vtprune.eval.tables import accuracy_table, kind_table, unique
-from vtprune.eval.workbench import Measure, Workbench, attempt, rank, share
+from vtprune.eval.workbench import Measure, Workbench, attempt
 from vtprune.pruner import Pruner
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """vLLM's answers against those of a sweep: `PYTHONPATH=tests python -m serving.measure_accuracy FOLDER`.
 
-Run it in the environment that `.ci/vllm` makes, on the folder of a sweep over the embedded scenes in float32 with packed
-positions: for each cell whose method can be served the same questions are asked of vLLM.
+Run it in the environment that `.ci/vllm` makes, on the folder of a sweep over the embedded scenes in float32 with
+packed positions: for each cell whose method can be served the same questions are asked of vLLM.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ def main() -> None:
             same = sum(text == swept[one.id]["answer"].strip() for text, one in zip(texts, questions, strict=True))
             long = sum(length == more + record["tokens_kept"] for (_, length), more in zip(found, words, strict=True))
             right = sum(text == one.answer for text, one in zip(texts, questions, strict=True))
-            cells_of_row = f"{record['tokens_kept']:.0f} | {long} | {same} | {right} | {record['n'] * record['value']:.0f}"
+            cells_of_row = (
+                f"{record['tokens_kept']:.0f} | {long} | {same} | {right} | {record['n'] * record['value']:.0f}"
+            )
             print(f"| `{record['label']}` | {cells_of_row} |", flush=True)
 
 
