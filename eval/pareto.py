@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFo
 
 from vtprune.eval.grid import FULL
 from vtprune.eval.store import DONE, Record, write_atomically
-from vtprune.eval.tables import in_percent, unique
+from vtprune.eval.tables import in_percent, pooled, unique
 
 _MARKERS = "osD^vP*Xhd<>p8"
 
@@ -25,8 +25,8 @@ def plot_pareto(task: str, records: Sequence[Record], path: Path) -> bool:
         Whether there was anything to draw.
     """
     done = [record for record in records if record["status"] == DONE]
-    pruned = [record for record in done if record["pruner"] != FULL and record["average_tokens"] > 0]
-    if not pruned:
+    lines = pareto_lines(done)
+    if not lines:
         return False
     factor = 100 if in_percent(done) else 1
     figure = Figure(figsize=(9, 5.4), layout="constrained", dpi=150)
@@ -38,10 +38,8 @@ def plot_pareto(task: str, records: Sequence[Record], path: Path) -> bool:
         name = f"full model ({full['average_tokens']:.0f} tokens)"
         axes.axhline(level, color="0.35", linestyle="--", linewidth=1.2, label=name)
         axes.axhspan(level - error, level + error, color="0.35", alpha=0.12, linewidth=0)
-    labels = unique([record["label"] for record in pruned])
-    colors = colormaps["tab10" if len(labels) <= 10 else "tab20"]
-    for number, label in enumerate(labels):
-        points = sorted((r for r in pruned if r["label"] == label), key=lambda r: float(r["average_tokens"]))
+    colors = colormaps["tab10" if len(lines) <= 10 else "tab20"]
+    for number, (label, points) in enumerate(lines.items()):
         axes.errorbar(
             [point["average_tokens"] for point in points],
             [factor * point["value"] for point in points],
@@ -56,7 +54,7 @@ def plot_pareto(task: str, records: Sequence[Record], path: Path) -> bool:
             alpha=0.9,
         )
     axes.set_xscale("log", base=2)
-    ticks = _ticks([point["average_tokens"] for point in pruned])
+    ticks = _ticks([point["average_tokens"] for points in lines.values() for point in points])
     axes.set_xlim(0.92 * ticks[0], 1.08 * ticks[-1])
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_major_formatter(ScalarFormatter())
@@ -72,6 +70,15 @@ def plot_pareto(task: str, records: Sequence[Record], path: Path) -> bool:
     figure.savefig(buffer, format="png")
     write_atomically(path, buffer.getvalue())
     return True
+
+
+def pareto_lines(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """For each method its budgets in ascending order, the seeds of one together; those without tokens have no place."""
+    pruned = [r for r in pooled(records) if r["status"] == DONE and r["pruner"] != FULL and r["average_tokens"] > 0]
+    return {
+        label: sorted((r for r in pruned if r["label"] == label), key=lambda r: float(r["average_tokens"]))
+        for label in unique([record["label"] for record in pruned])
+    }
 
 
 def _ticks(tokens: Sequence[float]) -> list[float]:

@@ -20,6 +20,9 @@ from vtprune.eval.embedded import MODEL_DIR, load_questions
 from vtprune.eval.embedded.scenes import render
 from vtprune.eval.grid import parse_pruner
 
+ANSWER = 4
+"""Tokens of an answer, at most, as in `eval/tasks/vtprune_scenes.yaml`."""
+
 
 def served_cells(folder: Path) -> list[dict[str, Any]]:
     """Finished cells of methods that vLLM can run, in the order of the sweep.
@@ -63,7 +66,7 @@ def main() -> None:
         words = [len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) - 1 for prompt in prompts]
         for record in cells:
             options = {"pruner": record["pruner"], "budget": record["budget"]["tokens"]}
-            found = answers(llm, prompts, pictures, options)
+            found = answers(llm, prompts, pictures, options, tokens=ANSWER)
             samples = (folder / "samples" / f"{record['key']}.jsonl").read_text(encoding="utf-8").splitlines()
             swept = {sample["id"]: sample for sample in map(json.loads, samples)}
             texts = [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens, _ in found]
