@@ -157,9 +157,8 @@ class Sweep:
             spread = functools.partial(one_after_another, measure or self._bench.measure, self.config.batch_size)
         try:
             self._measure(self.pending, spread)
-            if self.config.baselines:
-                known = {cell.key for cell in self.cells}
-                matching = [cell for cell in self._matching() if cell.key not in known]
+            # Until nothing is missing: a baseline that knows only some sizes may miss the average it is asked for.
+            while self.config.baselines and (matching := self._matching()):
                 self.cells += matching
                 reused |= {cell.key for cell in matching if self.store.finished(cell.key) is not None}
                 self._measure([cell for cell in matching if cell.key not in reused], spread)
@@ -227,8 +226,9 @@ class Sweep:
         )
 
     def _matching(self) -> list[Cell]:
-        """Baselines at true averages of visual tokens that other methods came to and no budget of the grid gives."""
+        """Baselines at true averages of visual tokens that other methods came to and nothing measured so far gives."""
         found = []
+        known = {cell.key for cell in self.cells}
         for model in self.config.models:
             for task in self.names:
                 done = [
@@ -243,9 +243,11 @@ class Sweep:
                     for average in sorted(set(map(round, wanted))):
                         if average < 1 or any(same_tokens(average, other) for other in have):
                             continue
+                        cells = [self._cell(model, m, Budget(average), task) for m in self._methods([name])]
+                        if any(cell.key in known for cell in cells):
+                            continue  # it was asked for that many and came to other ones
                         have.append(average)
-                        methods = self._methods([name])
-                        found += [self._cell(model, method, Budget(average), task) for method in methods]
+                        found += cells
         return found
 
     def _measure(self, pending: list[Cell], spread: Spread) -> None:

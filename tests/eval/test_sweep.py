@@ -291,6 +291,29 @@ def test_a_baseline_that_came_to_other_tokens_stands_for_itself_alone(
     assert sorted(added) == sorted(name for name in BASELINES if name != "downsample")
 
 
+def test_a_baseline_that_missed_an_average_is_asked_for_the_next(config: SweepConfig, quiet_console: Console) -> None:
+    class Coarse(FakeModel):
+        """Down-samples to 20 tokens where 24 are asked for; other methods process 24 and 26."""
+
+        def __call__(self, cell: Cell, advance: Callable[[int], None]) -> tuple[Record, list[Record]]:
+            record, samples = super().__call__(cell, advance)
+            if cell.pruner == "fastv":
+                record["average_tokens"] = 24 if record["budget"]["tokens"] == 9 else 26
+            if cell.pruner == "downsample" and record["average_tokens"] == 24:
+                record["average_tokens"] = 20
+            return record, samples
+
+    sweep = Sweep(changed(config, baselines=True, pruners=("fastv",), seeds=(0,)), console=quiet_console)
+    asked: dict[str, list[int]] = {name: [] for name in BASELINES}
+    for record in sweep.run(Coarse()).records:
+        if record["pruner"] in BASELINES and record["budget"]["tokens"] > 18:
+            asked[record["pruner"]].append(record["budget"]["tokens"])
+    assert asked == {name: [24, 26] if name == "downsample" else [24] for name in BASELINES}
+    again = Coarse()
+    Sweep(sweep.config, console=quiet_console).run(again)
+    assert again.cells == []
+
+
 def test_several_models(
     config: SweepConfig, quiet_console: Console, tiny: ModuleType, tmp_path: Path, tiny_folder: Path
 ) -> None:
