@@ -84,6 +84,9 @@ def _write_results(folder: Path) -> None:
     analysis = read_folder(folder)
     budgets = [str(budget) for budget in parse_budgets(DEFAULT_BUDGETS)]
     if len(analysis.sections) > 1:
+        lacking = set(pruner_classes()) - {entry.pruner for section in analysis.sections for entry in section.pruned}
+        if lacking:
+            sys.exit(f"{RESULTS.name} shows every method, but {folder} lacks {', '.join(sorted(lacking))}")
         _rewrite(RESULTS, result_blocks(analysis, budgets=budgets, detail=DETAIL))
         return
     # What the plain command measures, without the baselines at further true averages of tokens.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Hashable, Iterable, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from vtprune.method_docs import markdown_table
@@ -11,7 +12,6 @@ from vtprune.method_docs import markdown_table
 if TYPE_CHECKING:
     from vtprune.eval.analysis import Analysis, Entry, Section
 
-LEVELS = ("easy", "middle", "hard")
 _RANDOM = "random"
 
 
@@ -103,13 +103,13 @@ def _entry(section: Section, label: str, budget: str) -> Entry | None:
 
 def _mean_table(sections: Sequence[Section], labels: Iterable[str], budgets: Sequence[str]) -> str:
     """Mean over the tasks, and true tokens."""
-    full = _mean([section.full.value for section in sections if section.full is not None])
+    full = fmean([section.full.value for section in sections if section.full is not None])
     rows = [("full model, all tokens", *[f"{100 * full:.1f}"] * len(budgets))]
     for label in labels:
         cells = []
         for budget in budgets:
             entries = _all(_entry(section, label, budget) for section in sections)
-            value, tokens = _mean([e.value for e in entries]), _mean([e.average_tokens for e in entries])
+            value, tokens = fmean([e.value for e in entries]), fmean([e.average_tokens for e in entries])
             cells.append(f"{100 * value:.1f} ({tokens:.0f})")
         rows.append((f"`{label}`", *cells))
     return markdown_table(("method", *budgets), rows)
@@ -161,11 +161,13 @@ def _task_table(sections: Sequence[Section], labels: Sequence[str], budget: str)
 
 def _level_table(sections: Sequence[Section], labels: Sequence[str], budget: str) -> str:
     """Mean over the tasks that have levels."""
-    with_levels = [section for section in sections if _level(section.full, LEVELS[0]) is not None]
+    from vtprune.eval.embedded.levels import LEVELS
+
+    with_levels = [section for section in sections if all(_level(section.full, name) is not None for name in LEVELS)]
     rows = []
     for label in (None, *labels) if with_levels else ():
         entries = _all(s.full if label is None else _entry(s, label, budget) for s in with_levels)
-        values = [_mean([_level(entry, level) or 0.0 for entry in entries]) for level in LEVELS]
+        values = [fmean([_level(entry, level) or 0.0 for entry in entries]) for level in LEVELS]
         rows.append(("full model" if label is None else f"`{label}`", *(f"{100 * value:.1f}" for value in values)))
     return markdown_table((budget, *LEVELS), rows)
 
@@ -175,7 +177,7 @@ def _level(entry: Entry | None, level: str) -> float | None:
     if entry is None:
         return None
     found = [run.record["metrics"].get(f"{run.record['metric']}_{level}") for run in entry.runs]
-    return None if None in found else _mean([metric["value"] for metric in found])
+    return None if None in found else fmean([metric["value"] for metric in found])
 
 
 def _need_table(sections: Sequence[Section], labels: Sequence[str], budgets: Sequence[str]) -> str:
@@ -196,11 +198,11 @@ def _need_table(sections: Sequence[Section], labels: Sequence[str], budgets: Seq
         rows.append(
             (
                 f"`{label}`",
-                f"{_mean([need.oracle.tokens for need in own]):.0f}",
-                f"{100 * _mean([need.oracle.value for need in own]):.1f}",
-                f"{100 * _mean([need.fixed_value for need in own]):.1f}",
-                f"{_mean([need.stable.tokens for need in own]):.0f}",
-                f"{100 * _mean([need.unstable for need in own]):.1f}",
+                f"{fmean([need.oracle.tokens for need in own]):.0f}",
+                f"{100 * fmean([need.oracle.value for need in own]):.1f}",
+                f"{100 * fmean([need.fixed_value for need in own]):.1f}",
+                f"{fmean([need.stable.tokens for need in own]):.0f}",
+                f"{100 * fmean([need.unstable for need in own]):.1f}",
             )
         )
     head = (
@@ -216,10 +218,6 @@ def _need_table(sections: Sequence[Section], labels: Sequence[str], budgets: Seq
 
 def _all(entries: Iterable[Any]) -> list[Any]:
     return [entry for entry in entries if entry is not None]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _cell(record: dict[str, Any] | None) -> str:
